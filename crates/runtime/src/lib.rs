@@ -1,1 +1,19 @@
-//! placeholder
+//!
+//! This crate and `exports` are the only ones with `unsafe`; each use says why it is sound.
+//! Nothing here knows what a block device is.
+
+mod actor;
+mod buffer;
+mod clock;
+mod file_ioctl;
+mod process;
+mod ring;
+mod waker;
+
+pub use actor::{Actor, ActorHandle, NextTurn, Spawner, ThreadSpawner, Wake};
+pub use buffer::{BUFFER_ALIGN, BufferPool, IoBuf};
+pub use clock::{Clock, RealClock};
+pub use file_ioctl::clone_range;
+pub use process::{IoFlusherError, lock_memory, mark_io_flusher};
+pub use ring::{Completed, Ring, RingOp};
+pub use waker::Waker;

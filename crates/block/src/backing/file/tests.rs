@@ -1,0 +1,204 @@
+use std::sync::Arc;
+
+use thinmap_runtime::IoBuf;
+use thinmap_units::{BlkStatus, Sector};
+
+use super::*;
+use crate::io::IoFlags;
+use crate::sync;
+
+const RW: OpenMode = OpenMode {
+    read_only: false,
+    exclusive: true,
+};
+
+/// Both ways of doing file I/O: a disk file system (ring) and a memory one (inline).
+fn on_both(test: impl Fn(&Path)) {
+    for dir in [std::env::temp_dir(), PathBuf::from("/dev/shm")] {
+        let path = dir.join(format!(
+            "thinmap-file-{}-{:?}",
+            std::process::id(),
+            std::thread::current().id()
+        ));
+        std::fs::File::create(&path)
+            .and_then(|f| f.set_len(1 << 20))
+            .expect("test file");
+        let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| test(&path)));
+        std::fs::remove_file(&path).expect("test file is there");
+        if let Err(panic) = outcome {
+            std::panic::resume_unwind(panic);
+        }
+    }
+}
+
+fn filled(bytes: usize, with: u8) -> IoBuf {
+    let mut buf = IoBuf::alloc(bytes);
+    buf.as_mut_slice().fill(with);
+    buf
+}
+
+#[test]
+fn what_is_written_is_read_and_flushes() {
+    on_both(|path| {
+        let dev = FileDevice::open(path, RW).expect("open");
+        assert_eq!(dev.size(), Sector(2048));
+        assert_eq!(
+            sync::write(&dev, Sector(7), filled(1536, 5)).1,
+            BlkStatus::Ok
+        );
+        assert_eq!(sync::flush(&dev), BlkStatus::Ok);
+        let (buf, status) = sync::read(&dev, Sector(6), IoBuf::alloc(2048));
+        assert_eq!((status, buf.len()), (BlkStatus::Ok, 2048));
+        assert_eq!(
+            (
+                buf.as_slice()[511],
+                buf.as_slice()[512],
+                buf.as_slice()[2047]
+            ),
+            (0, 5, 5)
+        );
+    });
+}
+
+#[test]
+fn a_write_beyond_the_end_fails_and_does_not_grow_the_file() {
+    on_both(|path| {
+        let dev = FileDevice::open(path, RW).expect("open");
+        assert_eq!(
+            sync::write(&dev, Sector(2047), filled(1024, 1)).1,
+            BlkStatus::IoErr
+        );
+        assert_eq!(std::fs::metadata(path).expect("stat").len(), 1 << 20);
+    });
+}
+
+#[test]
+fn a_grown_file_is_seen_and_a_truncated_one_gives_errors() {
+    on_both(|path| {
+        let dev = FileDevice::open(path, RW).expect("open");
+        let file = std::fs::File::options()
+            .write(true)
+            .open(path)
+            .expect("open");
+        file.set_len(2 << 20).expect("grow");
+        assert_eq!(
+            sync::write(&dev, Sector(3000), filled(512, 1)).1,
+            BlkStatus::Ok
+        );
+        file.set_len(4096).expect("shrink");
+        assert_eq!(
+            sync::read(&dev, Sector(100), IoBuf::alloc(512)).1,
+            BlkStatus::IoErr
+        );
+    });
+}
+
+#[test]
+fn zeroing_reads_as_zeroes_with_and_without_space() {
+    on_both(|path| {
+        let dev = FileDevice::open(path, RW).expect("open");
+        for no_unmap in [true, false] {
+            for fua in [true, false] {
+                sync::write(&dev, Sector(0), filled(1 << 20, 3));
+                let request = (
+                    Op::WriteZeroes,
+                    IoFlags { fua, no_unmap },
+                    Sector(1),
+                    Sector(2040),
+                    IoBuf::empty(),
+                );
+                assert_eq!(sync::submit_and_wait(&dev, request).1, BlkStatus::Ok);
+                let (buf, _) = sync::read(&dev, Sector(0), IoBuf::alloc(1 << 20));
+                assert!(buf.as_slice()[512..512 * 2041].iter().all(|b| *b == 0));
+                assert_eq!((buf.as_slice()[511], buf.as_slice()[512 * 2041]), (3, 3));
+            }
+        }
+    });
+}
+
+#[test]
+fn discard_gives_space_back() {
+    use std::os::unix::fs::MetadataExt;
+    on_both(|path| {
+        let dev = FileDevice::open(path, RW).expect("open");
+        sync::write(&dev, Sector(0), filled(1 << 20, 3));
+        sync::flush(&dev);
+        let before = std::fs::metadata(path).expect("stat").blocks();
+        let request = (
+            Op::Discard,
+            IoFlags::default(),
+            Sector(0),
+            Sector(1024),
+            IoBuf::empty(),
+        );
+        assert_eq!(sync::submit_and_wait(&dev, request).1, BlkStatus::Ok);
+        let after = std::fs::metadata(path).expect("stat").blocks();
+        assert!(
+            after <= before - 1024,
+            "{before} blocks before, {after} after"
+        );
+    });
+}
+
+#[test]
+fn a_file_is_not_opened_twice_for_writing() {
+    on_both(|path| {
+        let _first = FileDevice::open(path, RW).expect("open");
+        let second = FileDevice::open(path, RW);
+        assert!(matches!(second, Err(OpenError::Busy { .. })));
+    });
+}
+
+#[test]
+fn read_only_refuses_writes() {
+    on_both(|path| {
+        let dev = FileDevice::open(
+            path,
+            OpenMode {
+                read_only: true,
+                exclusive: true,
+            },
+        )
+        .expect("open");
+        assert_eq!(
+            sync::write(&dev, Sector(0), filled(512, 1)).1,
+            BlkStatus::IoErr
+        );
+    });
+}
+
+#[test]
+fn what_is_no_disk_is_refused_by_name() {
+    let error = FileDevice::open(Path::new("/dev/null"), RW)
+        .err()
+        .expect("no disk");
+    assert_eq!(error.errno(), libc::ENOTBLK);
+    assert!(error.to_string().contains("/dev/null"));
+    let error = FileDevice::open(Path::new("/no/such"), RW)
+        .err()
+        .expect("missing");
+    assert_eq!(error.errno(), libc::ENOENT);
+}
+
+#[test]
+fn many_requests_from_many_threads() {
+    on_both(|path| {
+        let dev = Arc::new(FileDevice::open(path, RW).expect("open"));
+        std::thread::scope(|scope| {
+            for thread in 0..4u8 {
+                let dev = dev.clone();
+                scope.spawn(move || {
+                    for i in 0..64u64 {
+                        let at = Sector(u64::from(thread) * 512 + i * 8);
+                        assert_eq!(
+                            sync::write(&*dev, at, filled(4096, thread + 1)).1,
+                            BlkStatus::Ok
+                        );
+                        let (buf, _) = sync::read(&*dev, at, IoBuf::alloc(4096));
+                        assert!(buf.as_slice().iter().all(|b| *b == thread + 1));
+                    }
+                });
+            }
+        });
+    });
+}

@@ -1,0 +1,247 @@
+//! Queue threads: each serves one queue of an export and carries one io_uring for all file I/O that is
+//! submitted on it. Threads without a ring hand their file I/O to one service queue.
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::os::fd::RawFd;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+
+use parking_lot::Mutex;
+use thinmap_runtime::{Completed, Ring, Waker};
+
+use crate::backing::file::FileIo;
+
+/// What a handler wants after a turn.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Turn {
+    /// Another turn at once: there is more to do (I/O that was submitted is started first).
+    Again,
+    /// A turn when a polled descriptor is ready, the waker was used, or I/O has completed.
+    Idle,
+    /// The end: nothing is in flight any more.
+    Stop,
+}
+
+/// The code of one queue.
+pub trait QueueHandler {
+    /// Takes in requests, submits them, sends out replies. Bounded work, never blocks.
+    fn turn(&mut self) -> Turn;
+
+    /// Descriptors and poll events (POLLIN, ...) that should start a turn; asked when going idle.
+    fn poll(&self, out: &mut Vec<(RawFd, i16)>);
+}
+
+/// A running queue thread.
+pub struct QueueHandle {
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+impl QueueHandle {
+    /// Waits for the thread's end. `Err` when its handler panicked.
+    pub fn join(mut self) -> Result<(), ()> {
+        match self.thread.take() {
+            Some(thread) => thread.join().map_err(|_| ()),
+            None => Ok(()),
+        }
+    }
+
+    /// Whether the thread has ended.
+    pub fn is_finished(&self) -> bool {
+        self.thread
+            .as_ref()
+            .is_none_or(std::thread::JoinHandle::is_finished)
+    }
+}
+
+thread_local! {
+    static RING: RefCell<Option<Ring<FileIo>>> = const { RefCell::new(None) };
+}
+
+/// Whether the calling thread is a queue thread, where waiting for I/O would wait for itself.
+pub fn on_queue_thread() -> bool {
+    RING.with_borrow(Option::is_some)
+}
+
+/// Starts a queue thread. `make` builds the handler on the new thread; `waker` starts a turn from outside.
+pub fn spawn_queue<H, F>(name: &str, waker: Arc<Waker>, make: F) -> std::io::Result<QueueHandle>
+where
+    H: QueueHandler,
+    F: FnOnce() -> H + Send + 'static,
+{
+    // Tells of a missing io_uring here; the real one belongs to its own thread.
+    drop(Ring::<FileIo>::new(RING_ENTRIES)?);
+    let thread = std::thread::Builder::new()
+        .name(name.to_owned())
+        .stack_size(QUEUE_STACK_BYTES)
+        .spawn(move || {
+            let ring = match Ring::new(RING_ENTRIES) {
+                Ok(ring) => ring,
+                Err(error) => {
+                    tracing::error!(%error, "queue thread: no io_uring");
+                    return;
+                }
+            };
+            RING.set(Some(ring));
+            run(make(), &waker);
+            // Taken out first: completions of what is left may look for the ring.
+            let ring = RING.take();
+            drop(ring);
+        })?;
+    Ok(QueueHandle {
+        thread: Some(thread),
+    })
+}
+
+fn run(mut handler: impl QueueHandler, waker: &Waker) {
+    let mut state = Loop {
+        done: Vec::new(),
+        ready: Vec::new(),
+        armed: Vec::new(),
+    };
+    loop {
+        waker.clear();
+        match handler.turn() {
+            Turn::Stop => return,
+            Turn::Again => state.advance(false),
+            Turn::Idle => {
+                state.arm(waker, &handler);
+                state.advance(true);
+            }
+        }
+    }
+}
+
+struct Loop {
+    done: Vec<Completed<FileIo>>,
+    ready: Vec<u32>,
+    /// Polls in the ring, by token; `None` slots are free.
+    armed: Vec<Option<(RawFd, i16)>>,
+}
+
+impl Loop {
+    fn arm(&mut self, waker: &Waker, handler: &impl QueueHandler) {
+        let mut wanted = vec![(waker.raw_fd(), POLLIN)];
+        handler.poll(&mut wanted);
+        for want in wanted {
+            if self.armed.contains(&Some(want)) {
+                continue;
+            }
+            let token = self
+                .armed
+                .iter()
+                .position(Option::is_none)
+                .unwrap_or(self.armed.len());
+            if token == self.armed.len() {
+                self.armed.push(None);
+            }
+            self.armed[token] = Some(want);
+            let token = u32::try_from(token).expect("few descriptors per queue");
+            with_ring(|ring| ring.poll_once(want.0, u32::from(want.1.cast_unsigned()), token));
+        }
+    }
+
+    fn advance(&mut self, wait: bool) {
+        let (done, ready) = (&mut self.done, &mut self.ready);
+        with_ring(|ring| {
+            if wait {
+                ring.submit_and_wait();
+            } else {
+                ring.submit();
+            }
+            ring.reap(done, ready);
+        });
+        for token in self.ready.drain(..) {
+            if let Some(slot) = self.armed.get_mut(token as usize) {
+                *slot = None;
+            }
+        }
+        // The ring is free again here: completions may submit more.
+        for Completed {
+            payload,
+            buf,
+            result,
+        } in self.done.drain(..)
+        {
+            payload.ended(buf, result);
+        }
+    }
+}
+
+fn with_ring<R>(f: impl FnOnce(&mut Ring<FileIo>) -> R) -> R {
+    RING.with_borrow_mut(|ring| f(ring.as_mut().expect("called on a queue thread")))
+}
+
+/// Starts a file operation on this thread's ring, or on the service queue when it has none.
+pub(crate) fn start(mut file_io: FileIo) {
+    let rest = RING.with_borrow_mut(|ring| match ring.as_mut() {
+        Some(ring) => {
+            let (fd, op, offset, buf) = file_io.operation();
+            ring.push(&fd, op, offset, buf, file_io);
+            None
+        }
+        None => Some(file_io),
+    });
+    if let Some(file_io) = rest {
+        match service() {
+            Ok(service) => service.push(file_io),
+            Err(error) => {
+                tracing::error!(%error, "no service queue for file I/O");
+                file_io.ended(thinmap_runtime::IoBuf::empty(), -5);
+            }
+        }
+    }
+}
+
+/// The queue for threads that have none: pool workers, control threads.
+struct Service {
+    inbox: Mutex<VecDeque<FileIo>>,
+    waker: Arc<Waker>,
+    alive: AtomicBool,
+}
+
+impl Service {
+    fn push(&self, file_io: FileIo) {
+        debug_assert!(self.alive.load(Ordering::Relaxed));
+        self.inbox.lock().push_back(file_io);
+        self.waker.wake();
+    }
+}
+
+fn service() -> Result<&'static Arc<Service>, &'static std::io::Error> {
+    static SERVICE: OnceLock<Result<Arc<Service>, std::io::Error>> = OnceLock::new();
+    SERVICE
+        .get_or_init(|| {
+            let waker = Arc::new(Waker::new()?);
+            let service = Arc::new(Service {
+                inbox: Mutex::default(),
+                waker: waker.clone(),
+                alive: AtomicBool::new(true),
+            });
+            let handler = ServiceHandler(service.clone());
+            // Lives as long as the process: the handle is not kept.
+            spawn_queue("thinmap-io", waker, move || handler)?;
+            Ok(service)
+        })
+        .as_ref()
+}
+
+struct ServiceHandler(Arc<Service>);
+
+impl QueueHandler for ServiceHandler {
+    fn turn(&mut self) -> Turn {
+        let batch = std::mem::take(&mut *self.0.inbox.lock());
+        if batch.is_empty() {
+            return Turn::Idle;
+        }
+        batch.into_iter().for_each(start);
+        Turn::Again
+    }
+
+    fn poll(&self, _out: &mut Vec<(RawFd, i16)>) {}
+}
+
+const POLLIN: i16 = 1;
+const RING_ENTRIES: u32 = 256;
+/// Deep stacks of mapped devices recurse, some hundred bytes a level.
+const QUEUE_STACK_BYTES: usize = 16 << 20;
