@@ -1,0 +1,85 @@
+//! What targets get from the process around them: clock, actors, openers, state shared between devices.
+
+use std::any::{Any, TypeId};
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use parking_lot::{Condvar, Mutex};
+use thinmap_runtime::{Clock, Spawner};
+
+use crate::device_use::DeviceOpener;
+
+/// Given to every constructor. A simulator supplies its own parts.
+pub struct Environment {
+    /// Opens the devices that tables name.
+    pub opener: Arc<dyn DeviceOpener>,
+    /// Runs workers.
+    pub spawner: Arc<dyn Spawner>,
+    /// The time.
+    pub clock: Arc<dyn Clock>,
+    /// What devices of one kind share (thin's table of pools).
+    pub shared: SharedState,
+}
+
+/// One value per type, made at first use: lets targets share state that the core knows nothing of.
+#[derive(Default)]
+pub struct SharedState {
+    values: Mutex<HashMap<TypeId, Arc<dyn Any + Send + Sync>>>,
+}
+
+impl SharedState {
+    /// The value of type `T`.
+    pub fn of<T: Any + Send + Sync + Default>(&self) -> Arc<T> {
+        let value = self
+            .values
+            .lock()
+            .entry(TypeId::of::<T>())
+            .or_insert_with(|| Arc::new(T::default()))
+            .clone();
+        value.downcast().expect("stored under its own type")
+    }
+}
+
+/// A mapped device's event counter; targets raise it, `dmsetup wait` sleeps on it.
+#[derive(Default)]
+pub struct TableEvent {
+    state: Mutex<EventState>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct EventState {
+    number: u32,
+    closed: bool,
+}
+
+impl TableEvent {
+    /// Raises the counter and wakes those who wait.
+    pub fn trigger(&self) {
+        let mut state = self.state.lock();
+        state.number = state.number.wrapping_add(1);
+        self.changed.notify_all();
+    }
+
+    /// The present number.
+    pub fn number(&self) -> u32 {
+        self.state.lock().number
+    }
+
+    /// The device goes away: nobody waits any more.
+    pub fn close(&self) {
+        self.state.lock().closed = true;
+        self.changed.notify_all();
+    }
+
+    /// Sleeps until the counter differs from `seen`, the device goes away, or `stop` says so (asked about twice a
+    /// second). The number then.
+    pub fn wait(&self, seen: u32, stop: &dyn Fn() -> bool) -> u32 {
+        let mut state = self.state.lock();
+        while state.number == seen && !state.closed && !stop() {
+            self.changed
+                .wait_for(&mut state, std::time::Duration::from_millis(500));
+        }
+        state.number
+    }
+}

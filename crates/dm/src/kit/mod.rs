@@ -1,0 +1,1 @@
+//! Parts that several targets are made of.
