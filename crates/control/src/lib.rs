@@ -1,1 +1,20 @@
-//! placeholder
+//! The control protocol: the kernel's device-mapper ioctl interface (version 4) over a Unix socket.
+//!
+//! A request is a command number and the very buffer that a program would give to `ioctl(2)` on
+//! `/dev/mapper/control`, so that raw ioctls can be forwarded unchanged; beside it there are a few
+//! native requests in JSON ([`native`]). The daemon implements [`DmService`] and [`NativeService`] and
+//! runs a [`server`]; commands use [`client`].
+#![forbid(unsafe_code)]
+
+pub mod ioctl;
+pub mod native;
+mod service;
+mod split_args;
+
+pub use native::NativeService;
+pub use service::{
+    CancelToken, DeviceDeps, DeviceInfo, DeviceListEntry, DeviceSelector, DeviceStatus, DmError,
+    DmService, Geometry, StatusKind, StatusQuery, SuspendOptions, TableInfo, TableLine,
+    TargetVersion,
+};
+pub use split_args::split_args;
