@@ -38,12 +38,11 @@ pub struct QueueHandle {
 }
 
 impl QueueHandle {
-    /// Waits for the thread's end. `Err` when its handler panicked.
-    pub fn join(mut self) -> Result<(), ()> {
-        match self.thread.take() {
-            Some(thread) => thread.join().map_err(|_| ()),
-            None => Ok(()),
-        }
+    /// Waits for the thread's end; `false` when its handler panicked.
+    pub fn join(mut self) -> bool {
+        self.thread
+            .take()
+            .is_none_or(|thread| thread.join().is_ok())
     }
 
     /// Whether the thread has ended.

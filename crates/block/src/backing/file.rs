@@ -310,6 +310,10 @@ impl FileIo {
     }
 
     /// `Ok` with the next step, or the request with its end.
+    #[expect(
+        clippy::result_large_err,
+        reason = "both outcomes carry the request, moved not boxed"
+    )]
     fn step_on(mut self, mut buf: IoBuf, result: i32) -> Result<Self, (Io, BlkStatus)> {
         let transfers = matches!(self.io.op, Op::Read | Op::Write);
         let done = u64::try_from(result).unwrap_or(0);
@@ -347,6 +351,10 @@ impl FileIo {
         }
     }
 
+    #[expect(
+        clippy::result_large_err,
+        reason = "both outcomes carry the request, moved not boxed"
+    )]
     fn failed(mut self, errno: i32) -> Result<Self, (Io, BlkStatus)> {
         let unsupported = errno == libc::EOPNOTSUPP || errno == libc::ENOSYS;
         if errno == libc::EINTR || errno == libc::EAGAIN {
