@@ -210,6 +210,12 @@ impl Header {
         header
     }
 
+    /// The interface version at the start of a buffer, if it is long enough.
+    pub fn version_of(buffer: &[u8]) -> Option<[u32; 3]> {
+        let (version, _) = <[U32<NativeEndian>; 3]>::read_from_prefix(buffer).ok()?;
+        Some(version.map(U32::get))
+    }
+
     /// Whether all bits of `flags` are set.
     pub fn has(&self, flags: u32) -> bool {
         self.flags.get() & flags == flags

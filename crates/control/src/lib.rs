@@ -6,12 +6,23 @@
 //! runs a [`server`]; commands use [`client`].
 #![forbid(unsafe_code)]
 
+pub mod client;
+mod dispatch;
+mod frame;
 pub mod ioctl;
 pub mod native;
+mod request;
+mod response;
+pub mod server;
 mod service;
 mod split_args;
 
+pub use client::{CallError, Client};
+pub use dispatch::{apply, dispatch};
 pub use native::NativeService;
+pub use request::Request;
+pub use response::Response;
+pub use server::{ControlService, RunningServer, Server, ServerError};
 pub use service::{
     CancelToken, DeviceDeps, DeviceInfo, DeviceListEntry, DeviceSelector, DeviceStatus, DmError,
     DmService, Geometry, StatusKind, StatusQuery, SuspendOptions, TableInfo, TableLine,

@@ -1,0 +1,424 @@
+//! The daemon's side of the control socket: a listener thread and one thread per connection.
+//!
+//! - Only the daemon's own user and root are served, whatever the socket's mode says.
+//! - A request may block (waiting for an event); its client's death or the server's end cancels it.
+//! - A panic in the service fails that request with EIO and nothing else.
+//! - One server per socket: a lock beside the socket is held for the server's life, so a socket left by a killed
+//!   daemon is replaced without a race.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::fs::{FlockOperation, Mode};
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+
+use crate::dispatch::dispatch;
+use crate::frame::{RequestFrame, ResponseFrame};
+use crate::ioctl::Command;
+use crate::native::{NativeRequest, NativeResponse, NativeService};
+use crate::service::{CancelToken, DmError, DmService};
+
+/// The most connections served at once; more are closed at once.
+const CONNECTIONS_MAX: usize = 1024;
+/// How long a peer may take over the rest of a request it has begun, or over reading an answer.
+const PEER_TIMEOUT: Duration = Duration::from_secs(30);
+const LISTEN_BACKLOG: i32 = 128;
+
+/// Everything the control socket asks of the daemon.
+pub trait ControlService: DmService + NativeService {}
+
+impl<T: DmService + NativeService> ControlService for T {}
+
+/// The control socket cannot be served.
+#[derive(Debug, thiserror::Error)]
+pub enum ServerError {
+    /// Another daemon has the lock.
+    #[error("another daemon serves {path}", path = .0.display())]
+    InUse(PathBuf),
+    #[error("cannot serve control socket {path}: {source}", path = path.display())]
+    Io { path: PathBuf, source: io::Error },
+}
+
+/// A bound control socket that does not listen yet, so that a daemon can claim its run directory before it
+/// makes anything else.
+pub struct Server {
+    socket: OwnedFd,
+    path: PathBuf,
+    lock: File,
+}
+
+impl Server {
+    /// Claims the socket at `path` (mode 0600), replacing one that a dead daemon left.
+    pub fn bind(path: &Path) -> Result<Self, ServerError> {
+        let failed = |source: io::Error| ServerError::Io {
+            path: path.to_owned(),
+            source,
+        };
+        let lock_path = path.with_extension("lock");
+        let lock = File::options()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(&lock_path)
+            .map_err(failed)?;
+        match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {}
+            Err(Errno::WOULDBLOCK) => return Err(ServerError::InUse(path.to_owned())),
+            Err(errno) => return Err(failed(errno.into())),
+        }
+        let socket = bind_private(path).map_err(failed)?;
+        Ok(Self {
+            socket,
+            path: path.to_owned(),
+            lock,
+        })
+    }
+
+    /// Listens and serves until [`RunningServer::stop`].
+    pub fn start(self, service: Arc<dyn ControlService>) -> Result<RunningServer, ServerError> {
+        let path = self.path;
+        let failed = |source: io::Error| ServerError::Io {
+            path: path.clone(),
+            source,
+        };
+        rustix::net::listen(&self.socket, LISTEN_BACKLOG).map_err(|errno| failed(errno.into()))?;
+        let listener = UnixListener::from(self.socket);
+        let (stop_read, stop_write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
+            .map_err(|errno| failed(errno.into()))?;
+        let shared = Arc::new(Shared {
+            service,
+            connections: Mutex::default(),
+        });
+        let accepting = Arc::clone(&shared);
+        let listener_thread = thread::Builder::new()
+            .name("control-listen".into())
+            .spawn(move || accept_loop(&listener, &stop_read, &accepting))
+            .map_err(failed)?;
+        Ok(RunningServer {
+            shared,
+            listener_thread: Some(listener_thread),
+            stop_write: Some(stop_write),
+            path,
+            _lock: self.lock,
+        })
+    }
+}
+
+/// A serving control socket. Dropping it stops it.
+pub struct RunningServer {
+    shared: Arc<Shared>,
+    listener_thread: Option<JoinHandle<()>>,
+    stop_write: Option<OwnedFd>,
+    path: PathBuf,
+    _lock: File,
+}
+
+impl RunningServer {
+    /// Takes no more requests, cancels blocked ones, lets the others end and be answered, and removes the socket.
+    pub fn stop(mut self) {
+        self.stop_in_place();
+    }
+
+    fn stop_in_place(&mut self) {
+        let Some(stop_write) = self.stop_write.take() else {
+            return;
+        };
+        drop(stop_write);
+        if let Some(listener) = self.listener_thread.take() {
+            join(listener);
+        }
+        // The socket goes first: who comes now starts a new daemon rather than talk to a dying one.
+        if let Err(error) = std::fs::remove_file(&self.path) {
+            tracing::warn!(path = %self.path.display(), %error, "cannot remove control socket");
+        }
+        let threads: Vec<_> = {
+            let mut connections = self.shared.lock();
+            connections.stopping = true;
+            connections
+                .open
+                .values_mut()
+                .filter_map(|connection| {
+                    // Reading ends; an answer under way still goes out.
+                    let _ = connection.stream.shutdown(std::net::Shutdown::Read);
+                    connection.cancel.cancel();
+                    connection.thread.take()
+                })
+                .collect()
+        };
+        threads.into_iter().for_each(join);
+    }
+}
+
+impl Drop for RunningServer {
+    fn drop(&mut self) {
+        self.stop_in_place();
+    }
+}
+
+struct Shared {
+    service: Arc<dyn ControlService>,
+    connections: Mutex<Connections>,
+}
+
+#[derive(Default)]
+struct Connections {
+    next_id: u64,
+    stopping: bool,
+    open: HashMap<u64, Connection>,
+}
+
+struct Connection {
+    stream: UnixStream,
+    /// Cancelled when the server stops or the client goes.
+    cancel: CancelToken,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Connections> {
+        self.connections
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn join(thread: JoinHandle<()>) {
+    // A stop request is served by a connection's own thread, which cannot wait for itself.
+    if thread.thread().id() != thread::current().id() && thread.join().is_err() {
+        tracing::error!("a control thread panicked");
+    }
+}
+
+/// A bound stream socket that nobody but its owner can connect to, ever: the mode is set before it listens.
+fn bind_private(path: &Path) -> io::Result<OwnedFd> {
+    match std::fs::remove_file(path) {
+        Ok(()) => {}
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error),
+    }
+    let socket = rustix::net::socket_with(
+        AddressFamily::UNIX,
+        SocketType::STREAM,
+        SocketFlags::CLOEXEC,
+        None,
+    )?;
+    rustix::net::bind(&socket, &SocketAddrUnix::new(path)?)?;
+    rustix::fs::chmod(path, Mode::RUSR | Mode::WUSR)?;
+    Ok(socket)
+}
+
+fn accept_loop(listener: &UnixListener, stop: &OwnedFd, shared: &Arc<Shared>) {
+    loop {
+        let mut fds = [
+            PollFd::new(listener, PollFlags::IN),
+            PollFd::new(stop, PollFlags::IN),
+        ];
+        match poll(&mut fds, None) {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(error) => {
+                tracing::error!(%error, "control socket: poll failed, no more requests are taken");
+                return;
+            }
+        }
+        let [ready, stopped] = fds;
+        if !stopped.revents().is_empty() {
+            return;
+        }
+        if ready.revents().is_empty() {
+            continue;
+        }
+        match listener.accept() {
+            Ok((stream, _)) => admit(stream, shared),
+            Err(error) => {
+                tracing::warn!(%error, "control socket: a connection could not be taken");
+                // Out of descriptors, most likely: let some close.
+                thread::sleep(Duration::from_millis(50));
+            }
+        }
+    }
+}
+
+fn admit(stream: UnixStream, shared: &Arc<Shared>) {
+    match peer_is_allowed(&stream) {
+        Ok(true) => {}
+        Ok(false) => {
+            tracing::warn!("control socket: a client of another user was turned away");
+            return;
+        }
+        Err(error) => {
+            tracing::warn!(%error, "control socket: peer unknown");
+            return;
+        }
+    }
+    if let Err(error) = serve_in_thread(stream, shared) {
+        tracing::warn!(%error, "control socket: a connection could not be served");
+    }
+}
+
+fn peer_is_allowed(stream: &UnixStream) -> io::Result<bool> {
+    let peer = rustix::net::sockopt::socket_peercred(stream)?;
+    Ok(peer.uid.is_root() || peer.uid == rustix::process::geteuid())
+}
+
+fn serve_in_thread(stream: UnixStream, shared: &Arc<Shared>) -> io::Result<()> {
+    stream.set_write_timeout(Some(PEER_TIMEOUT))?;
+    let registered = stream.try_clone()?;
+    // The lock is held over the spawn, so the thread finds its own entry when it ends.
+    let mut connections = shared.lock();
+    if connections.stopping || connections.open.len() >= CONNECTIONS_MAX {
+        return Err(io::Error::other("too many connections"));
+    }
+    let id = connections.next_id;
+    connections.next_id += 1;
+    let cancel = CancelToken::new();
+    let thread = {
+        let (shared, cancel) = (Arc::clone(shared), cancel.clone());
+        thread::Builder::new()
+            .name("control".into())
+            .spawn(move || {
+                if let Err(error) = serve(&stream, shared.service.as_ref(), &cancel) {
+                    tracing::debug!(%error, "control connection ended");
+                }
+                shared.lock().open.remove(&id);
+            })?
+    };
+    connections.open.insert(
+        id,
+        Connection {
+            stream: registered,
+            cancel,
+            thread: Some(thread),
+        },
+    );
+    Ok(())
+}
+
+/// Serves requests until the peer closes.
+fn serve(
+    stream: &UnixStream,
+    service: &dyn ControlService,
+    cancel: &CancelToken,
+) -> io::Result<()> {
+    loop {
+        // A connection may idle between requests, but not inside one.
+        stream.set_read_timeout(None)?;
+        let mut fds = [PollFd::new(stream, PollFlags::IN)];
+        match poll(&mut fds, None) {
+            Ok(_) => {}
+            Err(Errno::INTR) => continue,
+            Err(error) => return Err(error.into()),
+        }
+        stream.set_read_timeout(Some(PEER_TIMEOUT))?;
+        let mut reader = stream;
+        let Some(request) = RequestFrame::read(&mut reader)? else {
+            return Ok(());
+        };
+        let response = answer(request, stream, service, cancel);
+        let mut writer = stream;
+        response.write(&mut writer)?;
+    }
+}
+
+fn answer(
+    request: RequestFrame,
+    stream: &UnixStream,
+    service: &dyn ControlService,
+    cancel: &CancelToken,
+) -> ResponseFrame {
+    let result = catch_unwind(AssertUnwindSafe(|| match request {
+        RequestFrame::Ioctl { nr, mut buffer } => {
+            let done = if nr == Command::DevWait.nr() {
+                with_hangup_watch(stream, cancel, || {
+                    dispatch(service, nr, &mut buffer, cancel)
+                })
+            } else {
+                dispatch(service, nr, &mut buffer, cancel)
+            };
+            (buffer, done)
+        }
+        RequestFrame::Native { json } => match native(service, &json) {
+            Ok(body) => (body, Ok(())),
+            Err(error) => (Vec::new(), Err(error)),
+        },
+    }));
+    let (body, done) = result.unwrap_or_else(|_| {
+        let text = "the daemon failed inside; its log says where";
+        (Vec::new(), Err(DmError::new(Errno::IO, text)))
+    });
+    match done {
+        Ok(()) => ResponseFrame {
+            errno: 0,
+            text: String::new(),
+            body,
+        },
+        Err(error) => ResponseFrame {
+            errno: error.errno.unsigned_abs(),
+            text: error.text,
+            body,
+        },
+    }
+}
+
+/// Runs `work` while another thread watches for the client's end, which cancels.
+fn with_hangup_watch<T>(stream: &UnixStream, cancel: &CancelToken, work: impl FnOnce() -> T) -> T {
+    let Ok((done_read, done_write)) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
+    else {
+        return work();
+    };
+    thread::scope(|scope| {
+        let watch = move || {
+            let mut fds = [
+                PollFd::from_borrowed_fd(stream.as_fd(), PollFlags::RDHUP),
+                PollFd::new(&done_read, PollFlags::IN),
+            ];
+            while let Err(Errno::INTR) = poll(&mut fds, None) {}
+            let [peer, done] = fds;
+            if done.revents().is_empty() && !peer.revents().is_empty() {
+                cancel.cancel();
+            }
+        };
+        if let Err(error) = thread::Builder::new()
+            .name("control-watch".into())
+            .spawn_scoped(scope, watch)
+        {
+            tracing::warn!(%error, "a waiting client's end will not be noticed");
+        }
+        let result = work();
+        drop(done_write);
+        result
+    })
+}
+
+fn native(service: &dyn ControlService, json: &[u8]) -> Result<Vec<u8>, DmError> {
+    let request: NativeRequest = serde_json::from_slice(json).map_err(|error| {
+        DmError::new(
+            Errno::INVAL,
+            format!("native request not understood: {error}"),
+        )
+    })?;
+    let response = match request {
+        NativeRequest::Ping => NativeResponse::Pong(service.daemon_info()),
+        NativeRequest::Stop { force } => {
+            service.stop(force)?;
+            NativeResponse::Stopping
+        }
+        NativeRequest::Devices => NativeResponse::Devices {
+            devices: service.exports()?,
+        },
+        NativeRequest::OpenPath { name } => NativeResponse::OpenPath {
+            device: service.exports_of(&name)?,
+        },
+    };
+    serde_json::to_vec(&response)
+        .map_err(|error| DmError::new(Errno::IO, format!("answer cannot be written: {error}")))
+}
