@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use parking_lot::{Condvar, Mutex};
 use thinmap_runtime::{Clock, Spawner};
+use thinmap_units::DevNo;
 
 use crate::device_use::DeviceOpener;
 
@@ -17,8 +18,20 @@ pub struct Environment {
     pub spawner: Arc<dyn Spawner>,
     /// The time.
     pub clock: Arc<dyn Clock>,
+    /// Freezes file systems around a suspend; `None` where nothing can be mounted (tests, NBD only).
+    pub freezer: Option<Arc<dyn FileSystemFreezer>>,
     /// What devices of one kind share (thin's table of pools).
     pub shared: SharedState,
+}
+
+/// Stops a mounted file system's writes, so that what lies on its device is consistent (FIFREEZE).
+pub trait FileSystemFreezer: Send + Sync {
+    /// Freezes the file system mounted on `dev`, if any. May block until it has written everything back, so
+    /// `dev` still takes requests. An errno when it cannot be frozen.
+    fn freeze(&self, dev: DevNo) -> Result<(), i32>;
+
+    /// Takes back a [`FileSystemFreezer::freeze`] that succeeded.
+    fn thaw(&self, dev: DevNo);
 }
 
 /// One value per type, made at first use: lets targets share state that the core knows nothing of.

@@ -11,9 +11,9 @@ pub mod kit;
 mod target;
 
 pub use device_use::{DeviceId, DeviceName, DeviceOpener, DeviceUse, OpenDevice, OpenDeviceError};
-pub use environment::{Environment, SharedState, TableEvent};
+pub use environment::{Environment, FileSystemFreezer, SharedState, TableEvent};
 pub use error::{MessageError, ResumeError, TableError};
 pub use target::{
-    ConstructCx, MapOutcome, StatusFlags, StatusKind, Target, TargetArgs, TargetFeatures,
-    TargetInfo, TargetType,
+    ConstructCx, DeviceRole, MapOutcome, StatusFlags, StatusKind, Target, TargetArgs,
+    TargetFeatures, TargetInfo, TargetType,
 };

@@ -29,6 +29,22 @@ pub struct TargetFeatures {
     pub always_writeable: bool,
     /// May not be replaced by another target type at reload (DM_TARGET_IMMUTABLE).
     pub immutable: bool,
+    /// May replace any target, immutable ones too (DM_TARGET_WILDCARD).
+    pub wildcard: bool,
+}
+
+/// How a target uses a device.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum DeviceRole {
+    /// Data of the mapped device lies in this part of it: the part must exist, and the device's limits count.
+    Data {
+        /// First sector.
+        start: Sector,
+        /// Length.
+        len: Sector,
+    },
+    /// Anything else, metadata say: neither its size nor its limits concern the core.
+    Other,
 }
 
 /// One per kind of target, static.
@@ -150,8 +166,8 @@ pub trait Target: Send + Sync {
         Err(MessageError::unsupported(&argv.join(" ")))
     }
 
-    /// Names every device the target stands on: for deps, limits, loops, read-only.
-    fn visit_devices(&self, visit: &mut dyn FnMut(&DeviceUse));
+    /// Names every device the target stands on, in the order in which they were opened: for deps, limits, loops.
+    fn visit_devices(&self, visit: &mut dyn FnMut(&DeviceUse, DeviceRole));
 
     /// A suspend begins; requests still arrive. With `noflush` those in flight may come back as [`MapOutcome::Requeue`].
     fn presuspend(&self, noflush: bool) {
