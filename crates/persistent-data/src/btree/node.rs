@@ -1,0 +1,209 @@
+//! One btree node: the layout on disk and access to it.
+//!
+//! A node is 32 bytes of header, `max_entries` keys of 8 bytes, then `max_entries` values. In an
+//! internal node the values are the children's block numbers, and key `i` is a lower bound of all
+//! keys below child `i`. (dm-btree-internal.h)
+//!
+//! | byte | field | byte | field |
+//! | --- | --- | --- | --- |
+//! | 0 | checksum `u32` | 16 | `nr_entries` `u32` |
+//! | 4 | flags `u32` (1 internal, 2 leaf) | 20 | `max_entries` `u32` |
+//! | 8 | own block number `u64` | 24 | `value_size` `u32`, then 4 bytes of padding |
+//!
+//! INVARIANT: every node that is reached through [`Reader`](crate::Reader) passed [`verify`], so
+//! `nr_entries <= max_entries`, all entries lie inside the block, and internal nodes are not empty.
+
+use crate::block::{BlockBytes, META_BLOCK_SIZE, put_u32, put_u64, u32_at, u64_at};
+use crate::error::{MetadataError, Result};
+
+const HEADER_BYTES: usize = 32;
+const INTERNAL: u32 = 1;
+const LEAF: u32 = 2;
+
+/// The number of entries that the kernel gives a node: a multiple of three, because it splits in
+/// thirds.
+pub(crate) const fn capacity(value_size: usize) -> usize {
+    let fit = (META_BLOCK_SIZE - HEADER_BYTES) / (8 + value_size);
+    fit - fit % 3
+}
+
+/// The fewest entries that a node other than the root may hold (thin_check demands it).
+pub(crate) const fn entries_min(max_entries: usize) -> usize {
+    max_entries / 3
+}
+
+/// Checks everything that later access relies on. Called once, when the block is read.
+pub(crate) fn verify(block: u64, bytes: &BlockBytes) -> Result<()> {
+    let bad = |what: String| Err(MetadataError::corrupt(block, what));
+    let node = Node(bytes);
+    let (nr, max) = (u64::from(u32_at(bytes, 16)), u64::from(u32_at(bytes, 20)));
+    let value_size = u64::from(u32_at(bytes, 24));
+    if nr > max || max < 3 {
+        return bad(format!("btree node holds {nr} entries of at most {max}"));
+    }
+    // Both factors are below 2^32, so the product cannot overflow.
+    if HEADER_BYTES as u64 + max * (8 + value_size) > META_BLOCK_SIZE as u64 {
+        return bad(format!(
+            "btree node's {max} entries with values of {value_size} bytes exceed the block"
+        ));
+    }
+    match node.flags() & (INTERNAL | LEAF) {
+        INTERNAL if value_size != 8 => bad("internal btree node has wide values".to_owned()),
+        INTERNAL if nr == 0 => bad("internal btree node is empty".to_owned()),
+        INTERNAL | LEAF => Ok(()),
+        flags => bad(format!("btree node is neither internal nor leaf ({flags})")),
+    }
+}
+
+/// Shared view of a node.
+#[derive(Clone, Copy)]
+pub(crate) struct Node<'a>(pub(crate) &'a BlockBytes);
+
+impl<'a> Node<'a> {
+    fn flags(self) -> u32 {
+        u32_at(self.0, 4)
+    }
+
+    pub(crate) fn is_leaf(self) -> bool {
+        self.flags() & LEAF != 0
+    }
+
+    pub(crate) fn len(self) -> usize {
+        u32_at(self.0, 16) as usize
+    }
+
+    pub(crate) fn max(self) -> usize {
+        u32_at(self.0, 20) as usize
+    }
+
+    pub(crate) fn value_size(self) -> usize {
+        u32_at(self.0, 24) as usize
+    }
+
+    pub(crate) fn key(self, at: usize) -> u64 {
+        u64_at(self.0, HEADER_BYTES + 8 * at)
+    }
+
+    fn value_at(self, at: usize) -> usize {
+        HEADER_BYTES + 8 * self.max() + self.value_size() * at
+    }
+
+    pub(crate) fn value(self, at: usize) -> &'a [u8] {
+        self.values(at, at + 1)
+    }
+
+    /// The values of entries `from..to`, one after another.
+    pub(crate) fn values(self, from: usize, to: usize) -> &'a [u8] {
+        &self.0[self.value_at(from)..self.value_at(to)]
+    }
+
+    pub(crate) fn child(self, at: usize) -> u64 {
+        u64_at(self.0, self.value_at(at))
+    }
+
+    /// The first entry whose key is `>= key`; `len()` when there is none.
+    pub(crate) fn lower_bound(self, key: u64) -> usize {
+        let (mut low, mut high) = (0, self.len());
+        while low < high {
+            let middle = low.midpoint(high);
+            if self.key(middle) < key {
+                low = middle + 1;
+            } else {
+                high = middle;
+            }
+        }
+        low
+    }
+
+    /// The entry that holds `key`.
+    pub(crate) fn find(self, key: u64) -> Option<usize> {
+        let at = self.lower_bound(key);
+        (at < self.len() && self.key(at) == key).then_some(at)
+    }
+
+    /// The last entry whose key is `<= key`: in an internal node the way to `key`.
+    pub(crate) fn floor(self, key: u64) -> Option<usize> {
+        let at = self.lower_bound(key);
+        if at < self.len() && self.key(at) == key {
+            return Some(at);
+        }
+        at.checked_sub(1)
+    }
+}
+
+/// Exclusive view of a node in the open transaction. Address and checksum are set at commit.
+pub(crate) struct NodeMut<'a>(pub(crate) &'a mut BlockBytes);
+
+impl NodeMut<'_> {
+    pub(crate) fn view(&self) -> Node<'_> {
+        Node(self.0)
+    }
+
+    /// Makes an empty node out of a new block.
+    pub(crate) fn init(&mut self, leaf: bool, value_size: usize) {
+        self.0.fill(0);
+        put_u32(self.0, 4, if leaf { LEAF } else { INTERNAL });
+        put_u32(self.0, 20, capacity(value_size) as u32);
+        put_u32(self.0, 24, value_size as u32);
+    }
+
+    fn set_len(&mut self, len: usize) {
+        put_u32(self.0, 16, len as u32);
+    }
+
+    pub(crate) fn set_key(&mut self, at: usize, key: u64) {
+        put_u64(self.0, HEADER_BYTES + 8 * at, key);
+    }
+
+    pub(crate) fn set_value(&mut self, at: usize, value: &[u8]) {
+        let start = self.view().value_at(at);
+        self.0[start..start + value.len()].copy_from_slice(value);
+    }
+
+    pub(crate) fn set_child(&mut self, at: usize, child: u64) {
+        self.set_value(at, &child.to_le_bytes());
+    }
+
+    /// Inserts before entry `at`. The node must not be full.
+    pub(crate) fn insert(&mut self, at: usize, key: u64, value: &[u8]) {
+        let len = self.view().len();
+        assert!(len < self.view().max() && value.len() == self.view().value_size());
+        let (first, last) = (self.view().value_at(at), self.view().value_at(len));
+        let keys = HEADER_BYTES + 8 * at..HEADER_BYTES + 8 * len;
+        self.0.copy_within(keys, HEADER_BYTES + 8 * (at + 1));
+        self.0.copy_within(first..last, first + value.len());
+        self.set_key(at, key);
+        self.set_value(at, value);
+        self.set_len(len + 1);
+    }
+
+    /// Removes entries `from..to`.
+    pub(crate) fn remove(&mut self, from: usize, to: usize) {
+        let len = self.view().len();
+        let keys = HEADER_BYTES + 8 * to..HEADER_BYTES + 8 * len;
+        self.0.copy_within(keys, HEADER_BYTES + 8 * from);
+        let values = self.view().value_at(to)..self.view().value_at(len);
+        let target = self.view().value_at(from);
+        self.0.copy_within(values, target);
+        self.set_len(len - (to - from));
+    }
+
+    /// Inserts entries `from..to` of `source` before entry `at`. There must be room.
+    pub(crate) fn insert_from(&mut self, at: usize, source: Node<'_>, from: usize, to: usize) {
+        let (len, count) = (self.view().len(), to - from);
+        assert!(len + count <= self.view().max());
+        assert!(source.value_size() == self.view().value_size());
+        let keys = HEADER_BYTES + 8 * at..HEADER_BYTES + 8 * len;
+        self.0.copy_within(keys, HEADER_BYTES + 8 * (at + count));
+        let values = self.view().value_at(at)..self.view().value_at(len);
+        let target = self.view().value_at(at + count);
+        self.0.copy_within(values, target);
+        let key_start = HEADER_BYTES + 8 * at;
+        self.0[key_start..key_start + 8 * count]
+            .copy_from_slice(&source.0[HEADER_BYTES + 8 * from..HEADER_BYTES + 8 * to]);
+        let value_start = self.view().value_at(at);
+        let moved = source.values(from, to);
+        self.0[value_start..value_start + moved.len()].copy_from_slice(moved);
+        self.set_len(len + count);
+    }
+}

@@ -1,0 +1,58 @@
+//! The seam between the metadata engine and whatever stores its blocks.
+
+use std::io;
+
+use thinmap_units::MetaBlock;
+
+use crate::block::{BlockBytes, META_BLOCK_SIZE};
+
+/// One block's bytes at an address that direct I/O accepts.
+#[derive(Clone)]
+#[repr(C, align(4096))]
+pub struct Block4k(pub BlockBytes);
+
+const _: () = assert!(size_of::<Block4k>() == META_BLOCK_SIZE);
+
+impl Block4k {
+    /// A block of zeroes.
+    pub const fn zeroed() -> Self {
+        Self([0; META_BLOCK_SIZE])
+    }
+}
+
+impl Default for Block4k {
+    fn default() -> Self {
+        Self::zeroed()
+    }
+}
+
+impl std::fmt::Debug for Block4k {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Block4k({:02x?}...)", &self.0[..16])
+    }
+}
+
+/// A device that holds metadata: blocks of 4096 bytes, addressed from zero.
+///
+/// The calls may block. What the engine assumes of the device:
+/// - a write that returned is seen by later reads;
+/// - after a power cut each 512-byte sector of a write that was not yet flushed holds either its old
+///   or its new content, independently of all others;
+/// - what was written before a [`flush`](Self::flush) that returned `Ok` survives a power cut.
+pub trait MetadataDevice: Send + Sync {
+    /// The device's size in whole blocks. It may be more than the format can use
+    /// ([`METADATA_BLOCKS_MAX`](crate::METADATA_BLOCKS_MAX)); the excess is left alone.
+    fn size(&self) -> MetaBlock;
+
+    /// Reads one block into `buf`.
+    fn read(&self, block: MetaBlock, buf: &mut Block4k) -> io::Result<()>;
+
+    /// Writes blocks, in any order; durable only after [`flush`](Self::flush).
+    ///
+    /// The engine passes batches sorted by address whose buffers lie one after another in memory,
+    /// so neighbours can be written with one request.
+    fn write(&self, batch: &[(MetaBlock, &Block4k)]) -> io::Result<()>;
+
+    /// Makes all completed writes durable.
+    fn flush(&self) -> io::Result<()>;
+}
