@@ -1,0 +1,36 @@
+# thinmap: everything a newcomer needs is `make demo` and `make test`.
+SHELL := /bin/bash
+CARGO ?= cargo
+
+.PHONY: all build demo test check soak clean deps-demo deps-test
+
+all: build
+
+build:
+	$(CARGO) build --release --locked
+
+# The article's session on sparse files, explained step by step. Cleans up after itself.
+demo: deps-demo build
+	@scripts/demo.sh
+
+# Everything: style, units, models, crashes, faults, exports, and the same checks against a real kernel.
+test: deps-test build
+	@scripts/test.sh
+
+# What needs no packages and no root: for the inner loop.
+check:
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
+
+# Long runs; SEEDS=N for more.
+soak: deps-test build
+	@scripts/soak.sh $(SEEDS)
+
+deps-demo:
+	@scripts/install-packages.sh demo
+
+deps-test:
+	@scripts/install-packages.sh test
+
+clean:
+	$(CARGO) clean

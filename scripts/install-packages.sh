@@ -1,0 +1,33 @@
+#!/usr/bin/env bash
+# Installs the Debian packages that the demo or the tests use, as far as they are missing and we may.
+set -euo pipefail
+
+demo=(e2fsprogs util-linux libnbd-bin)
+test=("${demo[@]}" dmsetup thin-provisioning-tools user-mode-linux kmod fio xfsprogs btrfs-progs
+      qemu-utils nbdkit python3 python3-libnbd procps acl)
+
+case "${1:-demo}" in
+    demo) wanted=("${demo[@]}") ;;
+    test) wanted=("${test[@]}") ;;
+    *) echo "usage: $0 demo|test" >&2; exit 2 ;;
+esac
+
+if ! command -v dpkg-query >/dev/null; then
+    echo "not a Debian system: please install what ${wanted[*]} hold by hand" >&2
+    exit 0
+fi
+missing=()
+for package in "${wanted[@]}"; do
+    dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing+=("$package")
+done
+[ ${#missing[@]} -eq 0 ] && exit 0
+if [ "$(id -u)" != 0 ]; then
+    echo "missing packages: ${missing[*]} (as root: apt-get install ${missing[*]})" >&2
+    exit 0
+fi
+echo "installing ${missing[*]}"
+export DEBIAN_FRONTEND=noninteractive
+apt-get install -y -q --no-install-recommends "${missing[@]}" >/dev/null 2>&1 || {
+    apt-get update -q >/dev/null
+    apt-get install -y -q --no-install-recommends "${missing[@]}" >/dev/null
+}

@@ -1,0 +1,28 @@
+#!/usr/bin/env bash
+# Runs every test. Ends in one line "N passed, N failed, N skipped" over all of them.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+export THINMAP_BIN="$PWD/target/release/thinmap"
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+failed=0
+
+step() {
+    printf '\n== %s\n' "$1"
+    shift
+    "$@" 2>&1 | tee -a "$log"
+    [ "${PIPESTATUS[0]}" = 0 ] || { failed=1; echo "FAILED: $*"; }
+}
+
+step "format" cargo fmt --all --check
+step "lints" cargo clippy --workspace --all-targets --locked -q -- -D warnings
+step "tests" cargo test --workspace --locked --no-fail-fast
+
+passed=$(grep -oE '[0-9]+ passed' "$log" | awk '{s+=$1} END {print s+0}')
+broken=$(grep -oE '[0-9]+ failed' "$log" | awk '{s+=$1} END {print s+0}')
+skipped=$(grep -c '^SKIP' "$log")
+ignored=$(grep -oE '[0-9]+ ignored' "$log" | awk '{s+=$1} END {print s+0}')
+grep '^SKIP' "$log" | sort | uniq -c
+[ "$failed" = 1 ] && [ "$broken" = 0 ] && broken=1
+printf '\n%d passed, %d failed, %d skipped\n' "$passed" "$broken" "$((skipped + ignored))"
+exit "$failed"
