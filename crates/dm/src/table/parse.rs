@@ -1,0 +1,26 @@
+//! Words of a table line.
+
+/// Splits a target's arguments into words. White space separates; a backslash takes the next character as it is.
+///
+/// COMPAT: the kernel's `dm_split_args`, down to the lone backslash at the end, which stands for itself.
+pub fn split_args(params: &str) -> Vec<String> {
+    let mut words = Vec::new();
+    let mut chars = params.chars().peekable();
+    loop {
+        while chars.next_if(|c| is_space(*c)).is_some() {}
+        if chars.peek().is_none() {
+            return words;
+        }
+        let mut word = String::new();
+        while let Some(c) = chars.next_if(|c| !is_space(*c)) {
+            let quoted = if c == '\\' { chars.next() } else { None };
+            word.push(quoted.unwrap_or(c));
+        }
+        words.push(word);
+    }
+}
+
+/// C's `isspace`, vertical tab included.
+fn is_space(c: char) -> bool {
+    matches!(c, ' ' | '\t' | '\n' | '\x0b' | '\x0c' | '\r')
+}
