@@ -10,7 +10,7 @@
 //! offline check of the whole image.
 #![forbid(unsafe_code)]
 
-pub mod check;
+mod check;
 mod device_details;
 mod mapping;
 mod metadata_snap;
@@ -19,6 +19,7 @@ mod superblock;
 mod transaction;
 mod volumes;
 
+pub use check::{Finding, check};
 pub use device_details::DeviceDetails;
 pub use mapping::{Lookup, Run};
 pub use pool_metadata::{OpenOptions, PoolMetadata};
