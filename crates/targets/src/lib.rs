@@ -3,7 +3,26 @@
 //! To add one: write a module after `linear.rs`, name it in [`ALL`], give it a page in `docs/targets`.
 #![forbid(unsafe_code)]
 
+mod args;
+mod error;
+mod linear;
+mod striped;
+mod zero;
+
 use thinmap_dm::TargetType;
 
+pub use error::ErrorType;
+pub use linear::LinearType;
+pub use striped::StripedType;
+pub use zero::ZeroType;
+
 /// Every target there is, in the order in which `dmsetup targets` lists them.
-pub static ALL: &[&dyn TargetType] = &[];
+///
+/// COMPAT: the kernel lists what was registered last first: modules before the built-in targets.
+pub static ALL: &[&dyn TargetType] = &[
+    // thin-pool and thin go here.
+    &ZeroType,
+    &StripedType,
+    &LinearType,
+    &ErrorType,
+];
