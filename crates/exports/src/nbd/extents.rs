@@ -1,0 +1,127 @@
+//! Answers block-status requests on a thread of its own: looking up what is allocated may read metadata, and
+//! a queue thread must not wait for that.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
+
+use thinmap_block::{BlockDevice, Extent};
+use thinmap_runtime::IoBuf;
+use thinmap_units::{BlkStatus, Sector};
+
+use super::protocol::{STATE_HOLE, STATE_ZERO};
+use super::queue::ConnectionSink;
+
+/// One question.
+pub struct ExtentsQuery {
+    /// The device asked about.
+    pub device: Arc<dyn BlockDevice>,
+    /// First sector.
+    pub start: Sector,
+    /// How far; at least one sector, below 4 GiB.
+    pub len: Sector,
+    /// Only the first run is wanted.
+    pub one: bool,
+    /// Who is told.
+    pub sink: Arc<ConnectionSink>,
+    /// The request's slot on the connection.
+    pub slot: u64,
+}
+
+/// The thread's end of the line; it ends when all of these are dropped.
+pub type ExtentsSender = Sender<ExtentsQuery>;
+
+/// Starts the thread.
+pub fn start() -> std::io::Result<(ExtentsSender, std::thread::JoinHandle<()>)> {
+    let (sender, receiver) = channel();
+    let thread = std::thread::Builder::new()
+        .name("nbd-extents".to_owned())
+        .spawn(move || run(&receiver))?;
+    Ok((sender, thread))
+}
+
+fn run(queries: &Receiver<ExtentsQuery>) {
+    let mut extents = Vec::new();
+    for query in queries {
+        extents.clear();
+        // A panic of one device must not take the answers of all others with it.
+        let asked = catch_unwind(AssertUnwindSafe(|| {
+            query.device.extents(query.start, query.len, &mut extents)
+        }));
+        let result = asked
+            .unwrap_or(Err(BlkStatus::IoErr))
+            .and_then(|()| descriptors(&extents, query.len, query.one));
+        let (buf, status) = match result {
+            Ok(buf) => (buf, BlkStatus::Ok),
+            Err(status) => (IoBuf::empty(), status),
+        };
+        // The device goes before the answer does: an answered request must not keep it.
+        drop(query.device);
+        query.sink.finished(query.slot, status, buf);
+    }
+}
+
+/// Wire form of the runs: neighbours of one kind joined, cut at `len`.
+fn descriptors(extents: &[Extent], len: Sector, one: bool) -> Result<IoBuf, BlkStatus> {
+    let mut joined: Vec<(u64, u32)> = Vec::new();
+    let mut left = len.bytes();
+    for extent in extents {
+        let bytes = extent.sectors.bytes().min(left);
+        if bytes == 0 {
+            continue;
+        }
+        left -= bytes;
+        let state = if extent.allocated { 0 } else { STATE_HOLE }
+            | if extent.zeroes { STATE_ZERO } else { 0 };
+        let full = joined.len() == if one { 1 } else { DESCRIPTORS_MAX };
+        match joined.last_mut() {
+            Some(last) if last.1 == state => last.0 += bytes,
+            _ if full => break,
+            _ => joined.push((bytes, state)),
+        }
+    }
+    if joined.is_empty() {
+        // The trait promises the first sector; a device that breaks it has failed the request.
+        return Err(BlkStatus::IoErr);
+    }
+    let mut buf = IoBuf::alloc(joined.len() * 8);
+    for (slot, (bytes, state)) in buf.as_mut_slice().chunks_exact_mut(8).zip(joined) {
+        let bytes = u32::try_from(bytes).map_err(|_| BlkStatus::IoErr)?;
+        slot[..4].copy_from_slice(&bytes.to_be_bytes());
+        slot[4..].copy_from_slice(&state.to_be_bytes());
+    }
+    Ok(buf)
+}
+
+/// Descriptors in one reply; a client asks on from where the reply ends.
+const DESCRIPTORS_MAX: usize = 8192;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run_of(sectors: u64, allocated: bool) -> Extent {
+        Extent {
+            sectors: Sector(sectors),
+            allocated,
+            zeroes: !allocated,
+        }
+    }
+
+    #[test]
+    fn neighbours_join_and_the_last_run_is_cut() {
+        let runs = [run_of(8, true), run_of(8, true), run_of(100, false)];
+        let buf = descriptors(&runs, Sector(24), false).expect("runs");
+        assert_eq!(
+            buf.as_slice(),
+            [0, 0, 32, 0, 0, 0, 0, 0, 0, 0, 16, 0, 0, 0, 0, 3]
+        );
+        let buf = descriptors(&runs, Sector(24), true).expect("runs");
+        assert_eq!(buf.as_slice(), [0, 0, 32, 0, 0, 0, 0, 0]);
+    }
+
+    #[test]
+    fn a_device_that_says_nothing_has_failed() {
+        assert!(descriptors(&[], Sector(8), false).is_err());
+    }
+}

@@ -1,0 +1,25 @@
+//! The NBD server: any block device to any client that speaks the fixed newstyle protocol.
+//!
+//! Three kinds of threads. The listener ([`listener`]) accepts and shakes hands ([`negotiation`]). Each queue
+//! ([`queue`]) owns a share of the connections ([`connection`]): it receives many requests per system call,
+//! submits them to the devices on its own thread (whose io_uring carries file I/O) and sends many replies per
+//! system call. One thread ([`extents`]) looks up block status, which may wait for metadata.
+//!
+//! It knows devices only as [`thinmap_block::BlockDevice`]. The daemon owns the [`NbdServer`].
+
+mod buffers;
+mod command;
+mod connection;
+mod extents;
+mod listener;
+mod negotiation;
+mod protocol;
+mod queue;
+mod registry;
+mod server;
+mod tls;
+mod transport;
+
+pub use registry::Drain;
+pub use server::{NbdConfig, NbdServer, NbdServerError, TcpConfig};
+pub use tls::TlsConfig;

@@ -1,0 +1,361 @@
+//! The server as its owner sees it: start, exports, shutdown.
+
+use std::net::{SocketAddr, TcpListener};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use rustix::event::epoll;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+use thinmap_block::{BlockDevice, QueueHandle, spawn_queue};
+use thinmap_runtime::Waker;
+
+use super::extents;
+use super::listener::{Door, Listener, Reaper};
+use super::queue::{Message, Queue, QueueShared};
+use super::registry::{Drain, Registry, RenameError};
+use super::tls::{self, TlsConfig};
+
+/// How to start a server.
+#[derive(Clone, Debug)]
+pub struct NbdConfig {
+    /// Path of the Unix socket, made with mode 0600. A dead socket at the path is replaced.
+    pub unix: Option<PathBuf>,
+    /// A TCP address as well.
+    pub tcp: Option<TcpConfig>,
+    /// Queue threads; connections are spread over them. At least 1.
+    pub queues: usize,
+    /// Clients at once, those in the handshake included; more are turned away.
+    pub connections_max: usize,
+    /// How long a client may take from connecting to the end of its handshake.
+    pub handshake_timeout: Duration,
+}
+
+impl Default for NbdConfig {
+    /// No address; as many queues as processors, at most 4; 256 clients; 10 s.
+    fn default() -> Self {
+        let processors = std::thread::available_parallelism().map_or(1, usize::from);
+        Self {
+            unix: None,
+            tcp: None,
+            queues: processors.min(4),
+            connections_max: 256,
+            handshake_timeout: Duration::from_secs(10),
+        }
+    }
+}
+
+/// A TCP address to serve.
+#[derive(Clone, Debug)]
+pub struct TcpConfig {
+    /// Where to listen; port 0 picks one, see [`NbdServer::tcp_addr`].
+    pub addr: SocketAddr,
+    /// Clients must use TLS. Without it only loopback addresses are taken.
+    pub tls: Option<TlsConfig>,
+}
+
+/// Why a server does not start or an export cannot be changed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum NbdServerError {
+    /// Anybody on the network could read and write the devices.
+    #[error(
+        "NBD on {0} refused: beyond loopback only with TLS; give a certificate and key, or listen on a loopback address"
+    )]
+    TlsRequired(SocketAddr),
+    /// A file for TLS is missing or wrong.
+    #[error("NBD TLS: {path}: {reason}", path = path.display())]
+    Tls {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// Another server answers there.
+    #[error("NBD socket {path} is in use by a running server", path = .0.display())]
+    SocketInUse(PathBuf),
+    /// Something that is no socket is in the way; it is left alone.
+    #[error("NBD socket {path}: there is a file that is not a socket", path = .0.display())]
+    NotASocket(PathBuf),
+    /// The address cannot be listened on.
+    #[error("NBD: cannot listen on {address}: {source}")]
+    Listen {
+        /// Path or TCP address.
+        address: String,
+        /// The system's reason.
+        source: std::io::Error,
+    },
+    /// Threads or descriptors are missing.
+    #[error("NBD: cannot start: {0}")]
+    Start(#[from] std::io::Error),
+    /// There is an export of that name.
+    #[error("NBD export {0:?} exists already")]
+    ExportExists(String),
+    /// There is no export of that name.
+    #[error("no NBD export {0:?}")]
+    NoExport(String),
+    /// The protocol allows 4096 bytes.
+    #[error("NBD export name of {0} bytes: 4096 at most")]
+    NameTooLong(usize),
+}
+
+/// A running server. Dropping it shuts it down.
+pub struct NbdServer {
+    registry: Arc<Registry>,
+    queues: Vec<(Arc<QueueShared>, QueueHandle)>,
+    listener: Option<JoinHandle<()>>,
+    listener_waker: Arc<Waker>,
+    stopping: Arc<AtomicBool>,
+    ended: Arc<AtomicBool>,
+    extents: Option<JoinHandle<()>>,
+    unix: Option<BoundPath>,
+    tcp_addr: Option<SocketAddr>,
+}
+
+impl NbdServer {
+    /// Opens the sockets and starts the threads. There are no exports yet.
+    pub fn start(config: NbdConfig) -> Result<Self, NbdServerError> {
+        let mut doors = Vec::new();
+        let mut tcp_addr = None;
+        if let Some(tcp) = &config.tcp {
+            let (door, addr) = tcp_door(tcp)?;
+            doors.push(door);
+            tcp_addr = Some(addr);
+        }
+        let mut unix = None;
+        if let Some(path) = &config.unix {
+            let (door, bound) = unix_door(path)?;
+            doors.push(door);
+            unix = Some(bound);
+        }
+        let listener_waker = Arc::new(Waker::new()?);
+        let reaper = Arc::new(Reaper::new(listener_waker.clone()));
+        let (extents_sender, extents) = extents::start()?;
+        let mut server = Self {
+            registry: Arc::default(),
+            queues: Vec::new(),
+            listener: None,
+            listener_waker,
+            stopping: Arc::default(),
+            ended: Arc::default(),
+            extents: Some(extents),
+            unix,
+            tcp_addr,
+        };
+        // From here on a failure drops `server`, which ends the threads that run.
+        for index in 0..config.queues.max(1) {
+            let waker = Arc::new(Waker::new()?);
+            let shared = Arc::new(QueueShared::new(waker.clone()));
+            let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).map_err(std::io::Error::from)?;
+            let (for_queue, reaper, sender) =
+                (shared.clone(), reaper.clone(), extents_sender.clone());
+            let handle = spawn_queue(&format!("nbd-{index}"), waker, move || {
+                Queue::new(for_queue, reaper, epoll, sender)
+            })?;
+            server.queues.push((shared, handle));
+        }
+        let listener = Listener {
+            doors,
+            registry: server.registry.clone(),
+            queues: server.queues.iter().map(|(q, _)| q.clone()).collect(),
+            waker: server.listener_waker.clone(),
+            reaper,
+            stopping: server.stopping.clone(),
+            ended: server.ended.clone(),
+            handshake_timeout: config.handshake_timeout,
+            connections_max: config.connections_max,
+        };
+        server.listener = Some(
+            std::thread::Builder::new()
+                .name("nbd-listener".to_owned())
+                .spawn(move || listener.run())?,
+        );
+        Ok(server)
+    }
+
+    /// Serves `device` under `name` from now on; each client sees the size that the device has when it connects.
+    pub fn add_export(
+        &self,
+        name: &str,
+        device: Arc<dyn BlockDevice>,
+        read_only: bool,
+    ) -> Result<(), NbdServerError> {
+        check_name(name)?;
+        if self.registry.add(name, device, read_only) {
+            Ok(())
+        } else {
+            Err(NbdServerError::ExportExists(name.to_owned()))
+        }
+    }
+
+    /// Gives an export another name; who is connected stays connected.
+    pub fn rename_export(&self, from: &str, to: &str) -> Result<(), NbdServerError> {
+        check_name(to)?;
+        self.registry.rename(from, to).map_err(|error| match error {
+            RenameError::Unknown => NbdServerError::NoExport(from.to_owned()),
+            RenameError::Taken => NbdServerError::ExportExists(to.to_owned()),
+        })
+    }
+
+    /// Takes an export away: nobody connects any more, and its clients are asked to leave. What they have in
+    /// flight is answered, then they are closed; follow it with the returned [`Drain`]. Does not wait.
+    pub fn remove_export(&self, name: &str) -> Result<Drain, NbdServerError> {
+        let drain = self
+            .registry
+            .remove(name)
+            .ok_or_else(|| NbdServerError::NoExport(name.to_owned()))?;
+        for (queue, _) in &self.queues {
+            queue.post(Message::ExportRemoved);
+        }
+        Ok(drain)
+    }
+
+    /// Clients connected to an export now: each is an opener of its device. 0 for unknown names.
+    pub fn connections(&self, name: &str) -> usize {
+        self.registry.connections(name)
+    }
+
+    /// Names of all exports, sorted.
+    pub fn exports(&self) -> Vec<String> {
+        self.registry.names()
+    }
+
+    /// The TCP address in use, with the port that was picked.
+    pub fn tcp_addr(&self) -> Option<SocketAddr> {
+        self.tcp_addr
+    }
+
+    /// Stops: no new clients, everything in flight answered, connections closed, the socket's path removed.
+    /// Waits for the devices to answer; for clients to fetch their replies only a few seconds.
+    pub fn shutdown(mut self) {
+        self.stop();
+    }
+
+    fn stop(&mut self) {
+        if let Some(unix) = self.unix.take() {
+            unix.unlink();
+        }
+        self.stopping.store(true, Ordering::Release);
+        self.listener_waker.wake();
+        for (queue, _) in &self.queues {
+            queue.post(Message::Stop);
+        }
+        for (_, handle) in self.queues.drain(..) {
+            if !handle.join() {
+                tracing::error!("an NBD queue thread has panicked");
+            }
+        }
+        self.ended.store(true, Ordering::Release);
+        self.listener_waker.wake();
+        for thread in [self.listener.take(), self.extents.take()]
+            .into_iter()
+            .flatten()
+        {
+            if thread.join().is_err() {
+                tracing::error!("an NBD thread has panicked");
+            }
+        }
+    }
+}
+
+impl Drop for NbdServer {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+fn check_name(name: &str) -> Result<(), NbdServerError> {
+    if name.len() > NAME_BYTES_MAX {
+        return Err(NbdServerError::NameTooLong(name.len()));
+    }
+    Ok(())
+}
+
+fn tcp_door(config: &TcpConfig) -> Result<(Door, SocketAddr), NbdServerError> {
+    let failed = |source| NbdServerError::Listen {
+        address: config.addr.to_string(),
+        source,
+    };
+    let tls = config.tls.as_ref().map(tls::load).transpose()?;
+    if tls.is_none() && !config.addr.ip().is_loopback() {
+        return Err(NbdServerError::TlsRequired(config.addr));
+    }
+    let socket = TcpListener::bind(config.addr).map_err(failed)?;
+    socket.set_nonblocking(true).map_err(failed)?;
+    let addr = socket.local_addr().map_err(failed)?;
+    let anybody = config
+        .tls
+        .as_ref()
+        .is_some_and(|tls| tls.client_authorities.is_none());
+    if anybody && !addr.ip().is_loopback() {
+        tracing::warn!(%addr, "NBD: without client authorities whoever reaches this address may write");
+    }
+    let socket = socket.into();
+    Ok((Door { socket, tls }, addr))
+}
+
+fn unix_door(path: &Path) -> Result<(Door, BoundPath), NbdServerError> {
+    let failed = |source: std::io::Error| NbdServerError::Listen {
+        address: path.display().to_string(),
+        source,
+    };
+    clear_path(path)?;
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)
+        .map_err(|error| failed(error.into()))?;
+    let address = SocketAddrUnix::new(path).map_err(|error| failed(error.into()))?;
+    rustix::net::bind(&socket, &address).map_err(|error| failed(error.into()))?;
+    // Nobody can connect before `listen`, so there is no moment at which the socket is open to others.
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).map_err(failed)?;
+    rustix::net::listen(&socket, BACKLOG).map_err(|error| failed(error.into()))?;
+    let bound = BoundPath::new(path).map_err(failed)?;
+    Ok((Door { socket, tls: None }, bound))
+}
+
+/// Removes the socket of a server that is gone.
+fn clear_path(path: &Path) -> Result<(), NbdServerError> {
+    let Ok(found) = std::fs::symlink_metadata(path) else {
+        return Ok(());
+    };
+    if !found.file_type().is_socket() {
+        return Err(NbdServerError::NotASocket(path.to_owned()));
+    }
+    match UnixStream::connect(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::ConnectionRefused => {
+            let _ = std::fs::remove_file(path);
+            Ok(())
+        }
+        _ => Err(NbdServerError::SocketInUse(path.to_owned())),
+    }
+}
+
+/// A path we have bound, with what tells it from a successor's.
+struct BoundPath {
+    path: PathBuf,
+    identity: (u64, u64),
+}
+
+impl BoundPath {
+    fn new(path: &Path) -> std::io::Result<Self> {
+        let found = std::fs::symlink_metadata(path)?;
+        Ok(Self {
+            path: path.to_owned(),
+            identity: (found.dev(), found.ino()),
+        })
+    }
+
+    fn unlink(self) {
+        let ours = std::fs::symlink_metadata(&self.path)
+            .is_ok_and(|found| (found.dev(), found.ino()) == self.identity);
+        if ours && let Err(error) = std::fs::remove_file(&self.path) {
+            tracing::warn!(path = %self.path.display(), %error, "NBD socket not removed");
+        }
+    }
+}
+
+const NAME_BYTES_MAX: usize = 4096;
+const BACKLOG: i32 = 128;
