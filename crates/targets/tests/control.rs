@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 use support::*;
 use thinmap_block::{BlockDevice, Op};
 use thinmap_dm::{FileSystemFreezer, Registry, StatusKind, SuspendFlags, WhichTable};
-use thinmap_units::{BlkStatus, DevNo, Sector};
+use thinmap_units::{BlkStatus, DevNo, DmName, DmUuid, Sector};
 
 #[test]
 fn a_table_goes_live_at_resume() {
@@ -33,10 +33,7 @@ fn a_table_goes_live_at_resume() {
     let text = dev
         .table_status(StatusKind::Table, WhichTable::Live, false)
         .unwrap();
-    assert_eq!(
-        (text[0].target, text[0].text.as_str()),
-        ("linear", "7:0 8")
-    );
+    assert_eq!((text[0].target, text[0].text.as_str()), ("linear", "7:0 8"));
     assert!(
         dev.table_status(StatusKind::Table, WhichTable::Inactive, false)
             .is_none()
@@ -59,4 +56,282 @@ fn a_suspended_device_holds_requests_until_resume() {
     resume(&dev).unwrap();
     assert_eq!(writer.join().unwrap(), BlkStatus::Ok);
     assert_eq!(read_bytes(&*dev, 3, 1).0, vec![9; 512]);
+}
+
+#[test]
+fn suspend_waits_for_requests_in_flight_and_status_does_not() {
+    let world = World::new();
+    let double = Double::new(world.memory("below", 64));
+    world.add("a", double.clone());
+    let dev = world.live("one", "0 64 linear a 0");
+    double.hold.store(true, Ordering::SeqCst);
+    let writer = {
+        let dev = dev.clone();
+        thread::spawn(move || write_fill(&*dev, 0, 1, 1))
+    };
+    while double.held.lock().is_empty() {
+        thread::yield_now();
+    }
+    let suspender = {
+        let dev = dev.clone();
+        thread::spawn(move || dev.suspend(SuspendFlags::default()))
+    };
+    thread::sleep(Duration::from_millis(20));
+    assert!(!suspender.is_finished() && !dev.info().suspended);
+    assert!(
+        dev.table_status(StatusKind::Info, WhichTable::Live, false)
+            .is_some()
+    );
+    double.release();
+    suspender.join().unwrap().unwrap();
+    assert!(dev.info().suspended);
+    assert_eq!(writer.join().unwrap(), BlkStatus::Ok);
+}
+
+#[test]
+fn an_interrupted_suspend_leaves_the_device_running() {
+    let world = World::new();
+    let double = Double::new(world.memory("below", 64));
+    world.add("a", double.clone());
+    let dev = world.live("one", "0 64 linear a 0");
+    double.hold.store(true, Ordering::SeqCst);
+    let first = {
+        let dev = dev.clone();
+        thread::spawn(move || write_fill(&*dev, 0, 1, 1))
+    };
+    while double.held.lock().is_empty() {
+        thread::yield_now();
+    }
+    let error = dev
+        .suspend_unless(SuspendFlags::default(), &|| true)
+        .unwrap_err();
+    assert_eq!(error.errno(), 4);
+    assert!(!dev.info().suspended);
+    double.release();
+    assert_eq!(first.join().unwrap(), BlkStatus::Ok);
+    assert_eq!(write_fill(&*dev, 1, 1, 1), BlkStatus::Ok);
+}
+
+#[test]
+fn resume_without_a_table_is_refused_only_when_suspended() {
+    let world = World::new();
+    let dev = world.mapped("one");
+    resume(&dev).unwrap();
+    dev.suspend(SuspendFlags::default()).unwrap();
+    assert!(dev.info().suspended);
+    assert_eq!(resume(&dev).unwrap_err().errno(), 22);
+    load(&dev, "0 8 zero").unwrap();
+    resume(&dev).unwrap();
+    assert!(!dev.info().suspended);
+}
+
+#[test]
+fn a_new_table_that_does_not_fit_its_device_fails_at_load_first_and_at_resume_later() {
+    let world = World::new();
+    let memory = world.memory("a", 64);
+    let dev = world.mapped("one");
+    let error = load(&dev, "0 65 linear a 0").unwrap_err();
+    assert_eq!(error.errno(), 22);
+    assert_eq!(
+        error.to_string(),
+        "table: 7:0 too small for target: start=0, len=65, dev_size=64"
+    );
+    load(&dev, "0 64 linear a 0").unwrap();
+    resume(&dev).unwrap();
+    load(&dev, "0 65 linear a 0").unwrap();
+    assert_eq!(resume(&dev).unwrap_err().errno(), 22);
+    // The old table is still there, suspended.
+    let info = dev.info();
+    assert!(info.suspended && info.inactive.is_none());
+    assert_eq!(info.live.unwrap().size, Sector(64));
+    load(&dev, "0 65 linear a 0").unwrap();
+    memory.grow(Sector(65));
+    resume(&dev).unwrap();
+    assert_eq!(dev.size(), Sector(65));
+}
+
+#[test]
+fn a_device_that_a_table_uses_is_busy_until_the_table_goes() {
+    let world = World::new();
+    world.memory("a", 64);
+    let below = world.live("below", "0 64 linear a 0");
+    let above = world.mapped("above");
+    load(&above, "0 64 linear below 0").unwrap();
+    assert_eq!(below.open_count(), 1);
+    assert_eq!(below.begin_removal(&|| false).unwrap_err().errno(), 16);
+    assert_eq!(above.deps(WhichTable::Inactive), Some(vec![below.dev_no()]));
+    above.clear();
+    assert_eq!(below.open_count(), 0);
+    assert_eq!(below.begin_removal(&|| true).unwrap_err().errno(), 16);
+    below.begin_removal(&|| false).unwrap();
+    assert_eq!(load(&above, "0 64 linear below 0").unwrap_err().errno(), 6);
+    below.destroy();
+    assert_eq!(request(&*below, Op::Read, 0, 1), BlkStatus::IoErr);
+    assert_eq!(request(&*below, Op::Flush, 0, 0), BlkStatus::IoErr);
+    assert_eq!(load(&below, "0 8 zero").unwrap_err().errno(), 6);
+}
+
+#[test]
+fn a_loop_of_devices_is_refused() {
+    let world = World::new();
+    let (one, two, three) = (
+        world.mapped("one"),
+        world.mapped("two"),
+        world.mapped("three"),
+    );
+    assert_eq!(load(&one, "0 8 linear one 0").unwrap_err().errno(), 40);
+    load(&one, "0 8 linear two 0").unwrap();
+    load(&two, "0 8 linear three 0").unwrap();
+    assert_eq!(load(&three, "0 8 linear one 0").unwrap_err().errno(), 40);
+    assert!(one.stands_on(three.dev_no()) && !three.stands_on(one.dev_no()));
+    load(&three, "0 8 zero").unwrap();
+    for dev in [&three, &two, &one] {
+        resume(dev).unwrap();
+    }
+    assert_eq!(read_bytes(&*one, 0, 8), (vec![0; 4096], BlkStatus::Ok));
+}
+
+#[test]
+fn destroy_fails_what_a_suspended_device_holds() {
+    let world = World::new();
+    world.memory("a", 64);
+    let dev = world.live("one", "0 64 linear a 0");
+    dev.suspend(SuspendFlags::default()).unwrap();
+    let writer = {
+        let dev = dev.clone();
+        thread::spawn(move || write_fill(&*dev, 3, 1, 9))
+    };
+    thread::sleep(Duration::from_millis(20));
+    dev.destroy();
+    dev.destroy();
+    assert_eq!(writer.join().unwrap(), BlkStatus::IoErr);
+    assert!(dev.is_destroyed());
+}
+
+#[test]
+fn the_end_of_a_device_wakes_those_who_wait_for_events() {
+    let world = World::new();
+    let dev = world.live("one", "0 8 zero");
+    let waiter = {
+        let dev = dev.clone();
+        thread::spawn(move || dev.wait_event(dev.info().event_nr, &|| false))
+    };
+    thread::sleep(Duration::from_millis(10));
+    dev.destroy();
+    waiter.join().unwrap();
+}
+
+#[test]
+fn a_rename_counts_as_an_event_and_a_uuid_is_for_life() {
+    let world = World::new();
+    let dev = world.live("one", "0 8 zero");
+    dev.set_name(DmName::new("two").unwrap());
+    dev.set_uuid(DmUuid::new("U-1").unwrap()).unwrap();
+    assert_eq!(
+        dev.set_uuid(DmUuid::new("U-2").unwrap())
+            .unwrap_err()
+            .errno(),
+        22
+    );
+    let info = dev.info();
+    assert_eq!((info.name.as_str(), info.event_nr), ("two", 2));
+    assert_eq!(info.uuid.unwrap().as_str(), "U-1");
+}
+
+#[test]
+fn a_read_only_table_refuses_writes() {
+    let world = World::new();
+    world.memory("a", 64);
+    let dev = world.mapped("one");
+    dev.load(&lines("0 64 linear a 0"), true).unwrap();
+    resume(&dev).unwrap();
+    assert!(dev.limits().read_only && dev.info().live.unwrap().read_only);
+    for op in [Op::Write, Op::Discard, Op::WriteZeroes] {
+        assert_eq!(request(&*dev, op, 0, 8), BlkStatus::IoErr, "{op:?}");
+    }
+    assert_eq!(request(&*dev, Op::Read, 0, 8), BlkStatus::Ok);
+    assert_eq!(request(&*dev, Op::Flush, 0, 0), BlkStatus::Ok);
+}
+
+#[test]
+fn messages_go_to_the_target_at_their_sector() {
+    let world = World::new();
+    let dev = world.mapped("one");
+    let send = |sector, words: &[&str]| {
+        let argv: Vec<String> = words.iter().map(|w| (*w).to_owned()).collect();
+        dev.message(Sector(sector), &argv).unwrap_err()
+    };
+    assert_eq!(send(0, &["hello"]).errno(), 6);
+    load(&dev, "0 8 zero").unwrap();
+    resume(&dev).unwrap();
+    assert_eq!(send(0, &[]).to_string(), "Empty message received.");
+    assert_eq!(
+        send(8, &["hello"]).to_string(),
+        "Target message sector outside device."
+    );
+    assert_eq!(send(0, &["hello"]).errno(), 22);
+    assert_eq!(
+        send(0, &["@nonsense"]).to_string(),
+        "Unsupported message sent to DM core: @nonsense"
+    );
+}
+
+#[derive(Default)]
+struct Freezer {
+    log: Mutex<Vec<&'static str>>,
+    refuse: std::sync::atomic::AtomicBool,
+}
+
+impl FileSystemFreezer for Freezer {
+    fn freeze(&self, _: DevNo) -> Result<(), i32> {
+        if self.refuse.load(Ordering::SeqCst) {
+            return Err(16);
+        }
+        self.log.lock().push("freeze");
+        Ok(())
+    }
+
+    fn thaw(&self, _: DevNo) {
+        self.log.lock().push("thaw");
+    }
+}
+
+#[test]
+fn the_file_system_is_frozen_unless_told_not_to() {
+    let world = World::new();
+    let freezer = Arc::new(Freezer::default());
+    let registry = Registry::new(thinmap_targets::ALL);
+    let dev = world.mapped_with("one", registry, Some(freezer.clone()));
+    load(&dev, "0 8 zero").unwrap();
+    resume(&dev).unwrap();
+    assert!(freezer.log.lock().is_empty());
+    dev.suspend(SuspendFlags::default()).unwrap();
+    resume(&dev).unwrap();
+    assert_eq!(*freezer.log.lock(), ["freeze", "thaw"]);
+    let nolockfs = SuspendFlags {
+        lockfs: false,
+        ..SuspendFlags::default()
+    };
+    for flags in [NOFLUSH, nolockfs] {
+        dev.suspend(flags).unwrap();
+        resume(&dev).unwrap();
+    }
+    assert_eq!(freezer.log.lock().len(), 2);
+    freezer.refuse.store(true, Ordering::SeqCst);
+    assert_eq!(
+        dev.suspend(SuspendFlags::default()).unwrap_err().errno(),
+        16
+    );
+    assert!(!dev.info().suspended);
+    assert_eq!(request(&*dev, Op::Read, 0, 1), BlkStatus::Ok);
+}
+
+#[test]
+fn an_error_table_ends_what_can_be_ended() {
+    let world = World::new();
+    world.memory("a", 64);
+    let dev = world.live("one", "0 64 linear a 0");
+    dev.replace_with_error_table().unwrap();
+    assert_eq!(request(&*dev, Op::Read, 0, 1), BlkStatus::IoErr);
+    assert_eq!(dev.size(), Sector(64));
 }

@@ -1,0 +1,185 @@
+//! Every wrong argument of the simple targets, and the rules of tables.
+
+mod support;
+
+use support::*;
+use thinmap_block::{BlockDevice, QueueLimits};
+use thinmap_dm::{StatusKind, WhichTable};
+use thinmap_units::Sector;
+
+/// Table, text of the error, errno.
+const WRONG: &[(&str, &str, i32)] = &[
+    ("", "table: no targets specified", 22),
+    ("0 0 zero", "table: zero-length target", 22),
+    ("0 36028797018963968 zero", "table: too large device", 22),
+    ("1 8 zero", "zero: Gap in table", 22),
+    ("0 8 zero\n9 8 zero", "zero: Gap in table", 22),
+    ("0 8 zero\n7 8 zero", "zero: Gap in table", 22),
+    ("0 8 nonsense x y", "nonsense: unknown target type", 22),
+    ("0 8 zero 1", "zero: No arguments required", 22),
+    ("0 8 linear", "linear: Invalid argument count", 22),
+    ("0 8 linear a", "linear: Invalid argument count", 22),
+    ("0 8 linear a 0 0", "linear: Invalid argument count", 22),
+    ("0 8 linear a x", "linear: Invalid device sector", 22),
+    ("0 8 linear a 0x1", "linear: Invalid device sector", 22),
+    ("0 8 linear a -1", "linear: Invalid device sector", 22),
+    (
+        "0 8 linear a 18446744073709551616",
+        "linear: Invalid device sector",
+        22,
+    ),
+    (
+        "0 8 linear nowhere 0",
+        "linear: Device lookup failed: nowhere: no such device",
+        19,
+    ),
+    (
+        "0 8 linear a 64",
+        "table: 7:0 too small for target: start=64, len=8, dev_size=64",
+        22,
+    ),
+    (
+        "0 8 linear a 18446744073709551615",
+        "table: 7:0 too small for target: start=18446744073709551615, len=8, dev_size=64",
+        22,
+    ),
+    ("0 8 striped", "striped: Not enough arguments", 22),
+    ("0 8 striped 2", "striped: Not enough arguments", 22),
+    ("0 8 striped 0 8 a 0", "striped: Invalid stripe count", 22),
+    ("0 8 striped x 8 a 0", "striped: Invalid stripe count", 22),
+    (
+        "0 8 striped 4294967296 8 a 0",
+        "striped: Invalid stripe count",
+        22,
+    ),
+    ("0 8 striped 1 0 a 0", "striped: Invalid chunk_size", 22),
+    ("0 8 striped 1 8k a 0", "striped: Invalid chunk_size", 22),
+    (
+        "0 9 striped 2 4 a 0 b 0",
+        "striped: Target length not divisible by number of stripes",
+        22,
+    ),
+    (
+        "0 12 striped 2 4 a 0 b 0",
+        "striped: Target length not divisible by chunk size",
+        22,
+    ),
+    (
+        "0 8 striped 2 4 a 0 b",
+        "striped: Not enough destinations specified",
+        22,
+    ),
+    (
+        "0 8 striped 2 4 a 0 b 0 a",
+        "striped: Not enough destinations specified",
+        22,
+    ),
+    (
+        "0 8 striped 2 4 a 0 b x",
+        "striped: Couldn't parse stripe destination: 'x' is no sector",
+        22,
+    ),
+    (
+        "0 8 striped 2 4 a 0 nowhere 0",
+        "striped: Couldn't parse stripe destination: nowhere: no such device",
+        19,
+    ),
+    (
+        "0 8 striped 2 4 a 0 b 61",
+        "table: 7:1 too small for target: start=61, len=4, dev_size=64",
+        22,
+    ),
+];
+
+#[test]
+fn every_wrong_argument_has_its_text_and_errno() {
+    let world = World::new();
+    world.memory("a", 64);
+    world.memory("b", 64);
+    for (table, text, errno) in WRONG {
+        let dev = world.mapped("one");
+        let error = load(&dev, table).unwrap_err();
+        assert_eq!(
+            (error.to_string().as_str(), error.errno()),
+            (*text, *errno),
+            "{table:?}"
+        );
+        assert!(dev.info().inactive.is_none());
+    }
+}
+
+#[test]
+fn table_lines_construct_the_same_table_again() {
+    let world = World::new();
+    world.memory("7:0", 64);
+    world.memory("7:1", 64);
+    let dev = world.live(
+        "one",
+        "0 8 linear 7:0 3\n8 16 striped 2 4 7:0 16 7:1 8\n24 8 zero\n32 8 error ignored words",
+    );
+    let text = |kind| -> Vec<String> {
+        let lines = dev.table_status(kind, WhichTable::Live, false).unwrap();
+        lines
+            .iter()
+            .map(|l| format!("{} {} {} {}", l.start, l.len, l.target, l.text))
+            .collect()
+    };
+    let table = text(StatusKind::Table);
+    assert_eq!(
+        table,
+        [
+            "0 8 linear 7:0 3",
+            "8 16 striped 2 4 7:0 16 7:1 8",
+            "24 8 zero ",
+            "32 8 error "
+        ]
+    );
+    assert_eq!(
+        text(StatusKind::Info),
+        [
+            "0 8 linear ",
+            "8 16 striped 2 7:0 7:1 1 AA",
+            "24 8 zero ",
+            "32 8 error "
+        ]
+    );
+    load(&dev, &table.join("\n")).unwrap();
+    resume(&dev).unwrap();
+    assert_eq!(text(StatusKind::Table), table);
+    // Last opened first, each once.
+    let deps = dev.deps(WhichTable::Live).unwrap();
+    let deps: Vec<String> = deps.iter().map(ToString::to_string).collect();
+    assert_eq!(deps, ["7:1", "7:0"]);
+}
+
+#[test]
+fn limits_of_all_devices_and_hints_of_targets_combine() {
+    let world = World::new();
+    let double = Double::new(world.memory("below", 1 << 20));
+    *double.limits.lock() = QueueLimits {
+        logical_block_size: 4096,
+        max_discard: Sector::ZERO,
+        write_cache: true,
+        ..QueueLimits::STACKING
+    };
+    world.add("big", double);
+    world.memory("a", 1 << 20);
+    let dev = world.live("one", "0 256 striped 2 128 a 0 big 0");
+    let limits = dev.limits();
+    assert_eq!((limits.io_min, limits.io_opt), (65536, 131_072));
+    assert_eq!(limits.logical_block_size, 4096);
+    assert!(limits.write_cache && !limits.supports_discard());
+
+    let unaligned = world.mapped("two");
+    let error = load(&unaligned, "0 8 linear big 1").unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "table: start=1 not aligned to h/w logical block size 4096 of 7:1"
+    );
+    let error = load(&unaligned, "0 4 linear a 0\n4 8 linear big 0").unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "table: table line 1 (start sect 4 len 8) not aligned to h/w logical block size 4096"
+    );
+    load(&unaligned, "0 8 linear a 0\n8 8 linear big 0").unwrap();
+}
