@@ -1,6 +1,8 @@
 //! The pool against volumes kept in plain maps: random operations with weights that differ
 //! wildly from seed to seed, compared as they go, and as a whole after every commit and reopening.
 
+#![allow(clippy::unwrap_used, reason = "a failed step is a failed test")]
+
 mod support;
 
 use std::collections::{BTreeMap, HashMap};

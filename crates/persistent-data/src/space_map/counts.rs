@@ -188,7 +188,7 @@ impl Counts {
         nr_blocks: u64,
     ) -> Result<std::ops::Range<u64>> {
         let old = self.nr_blocks.div_ceil(ENTRIES_PER_BITMAP);
-        if self.nr_blocks % ENTRIES_PER_BITMAP != 0 {
+        if !self.nr_blocks.is_multiple_of(ENTRIES_PER_BITMAP) {
             // Brings the entry's count of free blocks in line with the new end.
             self.chunk_mut(source, old - 1)?.dirty = true;
         }

@@ -338,10 +338,6 @@ impl Check<'_> {
         }
     }
 
-    #[expect(
-        clippy::type_complexity,
-        reason = "two maps, named where they are used"
-    )]
     fn list_volumes(
         &self,
         superblock: &Superblock,

@@ -1,12 +1,14 @@
 //! What several tests need: pools on simulated disks, and Debian's thin tools.
 #![allow(dead_code, reason = "each test binary uses its own part")]
+#![allow(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 
 use thinmap_sim::SimMetadataDisk;
-use thinmap_thin_metadata::{OpenOptions, PoolMetadata};
+use thinmap_thin_metadata::{Lookup, MayRead, OpenOptions, PoolMetadata};
 use thinmap_units::{DataBlock, Sector, ThinId, VirtBlock};
 
 pub const BLOCK_SECTORS: u64 = 128;
@@ -71,4 +73,41 @@ pub fn thin_dump(disk: &SimMetadataDisk) -> String {
 
 pub fn path(path: &Path) -> &str {
     path.to_str().unwrap()
+}
+
+/// All that a pool says of itself to its users: volumes, their mappings, ids.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct State {
+    pub transaction_id: u64,
+    pub held: bool,
+    pub data_blocks: u64,
+    pub free_data_blocks: u64,
+    pub volumes: BTreeMap<ThinId, BTreeMap<u64, (u64, bool)>>,
+}
+
+pub fn state_of(pool: &PoolMetadata) -> State {
+    let volumes = pool.device_ids().unwrap().into_iter();
+    State {
+        transaction_id: pool.transaction_id(),
+        held: pool.held_root().is_some(),
+        data_blocks: pool.data_blocks().raw(),
+        free_data_blocks: pool.free_data_blocks().raw(),
+        volumes: volumes.map(|id| (id, mappings(pool, id))).collect(),
+    }
+}
+
+pub fn mappings(pool: &PoolMetadata, id: ThinId) -> BTreeMap<u64, (u64, bool)> {
+    let mut found = BTreeMap::new();
+    let end = pool.highest_mapped(id).unwrap().map_or(0, |v| v.raw() + 1);
+    let mut at = 0;
+    while at < end {
+        let run = pool
+            .lookup_run(id, VirtBlock(at), end - at, MayRead::Yes)
+            .unwrap();
+        if let Lookup::Mapped { data, shared } = run.first {
+            found.extend((0..run.blocks).map(|n| (at + n, (data.raw() + n, shared))));
+        }
+        at += run.blocks;
+    }
+    found
 }

@@ -1,0 +1,141 @@
+//! Damaged images, with checksums made right again so that the damage is reached: errors are fine,
+//! panics, endless loops and unbounded memory are not.
+
+#![allow(clippy::unwrap_used, reason = "a failed step is a failed test")]
+
+mod support;
+
+use std::sync::Arc;
+
+use rand::rngs::SmallRng;
+use rand::{Rng, SeedableRng};
+use support::*;
+use thinmap_persistent_data::{BlockKind, seal};
+use thinmap_sim::SimMetadataDisk;
+use thinmap_thin_metadata::{MayRead, PoolMetadata, Result, check};
+use thinmap_units::{DataBlock, VirtBlock};
+
+fn good_image() -> Arc<SimMetadataDisk> {
+    let (disk, mut pool) = new_pool(2000, 30_000);
+    pool.create_thin(id(1)).unwrap();
+    for v in 0..2000 {
+        map(&mut pool, 1, v * 3);
+    }
+    pool.commit().unwrap();
+    for snap in 2..8 {
+        pool.create_snap(id(snap), id(1)).unwrap();
+        for v in 0..40 {
+            map(&mut pool, snap, v * 50);
+        }
+    }
+    pool.commit().unwrap();
+    pool.reserve_metadata_snap().unwrap();
+    pool.commit().unwrap();
+    for v in 0..300 {
+        map(&mut pool, 1, v * 7);
+    }
+    pool.commit().unwrap();
+    disk
+}
+
+fn kind_of(block: u64, bytes: &[u8; 4096]) -> Option<BlockKind> {
+    use BlockKind::{Bitmap, Index, Node, Superblock};
+    [Superblock, Node, Bitmap, Index].into_iter().find(|kind| {
+        let mut sealed = *bytes;
+        seal(*kind, block, &mut sealed);
+        sealed == *bytes
+    })
+}
+
+fn damage(disk: &SimMetadataDisk, blocks: &[u64], rng: &mut SmallRng) {
+    let block = blocks[rng.random_range(0..blocks.len())];
+    let other = blocks[rng.random_range(0..blocks.len())];
+    disk.damage(block, |bytes| {
+        let kind = kind_of(block, bytes);
+        for _ in 0..rng.random_range(1..4) {
+            let header = rng.random_range(0..3) == 0;
+            let at = rng.random_range(0..if header { 8 } else { 512 }) * 8;
+            let value = match rng.random_range(0..5) {
+                0 => rng.random(),
+                1 => other,
+                2 => rng.random_range(0..300),
+                3 => u64::MAX,
+                _ => 1 << rng.random_range(0..64),
+            };
+            bytes[at..at + 8].copy_from_slice(&value.to_le_bytes());
+        }
+        if let Some(kind) = kind {
+            seal(kind, block, bytes);
+        }
+    });
+}
+
+fn use_everything(pool: &mut PoolMetadata, rng: &mut SmallRng) {
+    let _ = pool.device_ids();
+    for volume in 0..9 {
+        let _ = pool.details(id(volume));
+        let _ = pool.highest_mapped(id(volume));
+        for _ in 0..20 {
+            let v = VirtBlock(rng.random_range(0..7000));
+            let _ = pool.lookup(id(volume), v, MayRead::Yes);
+            let _ = pool.lookup_run(id(volume), v, 10_000, MayRead::Yes);
+        }
+    }
+    for _ in 0..30 {
+        let volume = id(rng.random_range(0..9));
+        let v = rng.random_range(0..7000);
+        let done: Result<()> = match rng.random_range(0..8) {
+            0 => pool.create_thin(volume),
+            1 => pool.create_snap(id(rng.random_range(0..20)), volume),
+            2 => pool.delete_thin(volume),
+            3 => pool
+                .remove_range(volume, VirtBlock(v), VirtBlock(v + 1500))
+                .map(|_| ()),
+            4 => pool.release_metadata_snap(),
+            5 => pool.resize_data(DataBlock(60_000)),
+            6 => pool.commit(),
+            _ => (0..50).try_for_each(|n| {
+                let data = pool.alloc_data_block()?;
+                pool.insert(volume, VirtBlock(v + n), data)
+            }),
+        };
+        if done.is_err() && pool.abort().is_err() {
+            return;
+        }
+    }
+}
+
+fn run_seeds(seeds: std::ops::Range<u64>) {
+    let good = good_image();
+    assert!(check(good.clone()).unwrap().is_empty());
+    let blocks = good.written_blocks();
+    let mut found = 0;
+    for seed in seeds.clone() {
+        let mut rng = SmallRng::seed_from_u64(seed);
+        let disk = good.copy();
+        damage(&disk, &blocks, &mut rng);
+        found += usize::from(check(disk.clone()).map_or(true, |f| !f.is_empty()));
+        let mut o = options();
+        o.format_if_zeroed = false;
+        if let Ok(mut pool) = PoolMetadata::open(disk.clone(), &o) {
+            use_everything(&mut pool, &mut rng);
+        }
+        let _ = check(disk);
+    }
+    // The canary: the damage must be such that a check sees it more often than not.
+    assert!(
+        found as u64 * 2 > seeds.end - seeds.start,
+        "only {found} seen"
+    );
+}
+
+#[test]
+fn damaged_images_never_panic() {
+    run_seeds(0..400);
+}
+
+#[test]
+fn slow_damaged_images_never_panic_many_seeds() {
+    let seeds = std::env::var("THINMAP_SEEDS").map_or(400, |n| n.parse().unwrap());
+    run_seeds(10_000..10_000 + seeds);
+}
