@@ -1,1 +1,145 @@
-fn main() {}
+//! `thinmap`: one program for the daemon, the dmsetup-compatible command and thinmap's own verbs. Called through a link
+//! named `dmsetup` it is dmsetup.
+#![forbid(unsafe_code)]
+
+mod daemon_command;
+mod daemon_start;
+mod dmsetup;
+mod native;
+mod run_paths;
+
+use std::path::{Path, PathBuf};
+
+use clap::{Args, Parser, Subcommand};
+
+use daemon_command::DaemonOptions;
+use run_paths::RunPaths;
+
+/// Device mapper in user space.
+#[derive(Parser)]
+#[command(name = "thinmap", version, about)]
+struct Cli {
+    #[command(flatten)]
+    directories: Directories,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Args)]
+struct Directories {
+    /// Sockets, locks and logs [default: /run/thinmap for root]
+    #[arg(long, env = "THINMAP_RUN_DIR", value_name = "DIR", global = true)]
+    run_dir: Option<PathBuf>,
+    /// Device nodes [default: /dev/mapper for root]
+    #[arg(long, env = "THINMAP_DEV_DIR", value_name = "DIR", global = true)]
+    dev_dir: Option<PathBuf>,
+    /// Start no daemon when none is running (also THINMAP_NO_AUTOSTART=1)
+    #[arg(long, global = true)]
+    no_autostart: bool,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Run the daemon in the foreground
+    Daemon {
+        /// Configuration file [default: /etc/thinmap.toml if it exists]
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+        /// Start it in the background and return at once
+        #[arg(long)]
+        detach: bool,
+    },
+    /// Stop the daemon and take down all it made
+    Stop {
+        /// Stop although devices are open
+        #[arg(long)]
+        force: bool,
+    },
+    /// Tell which daemon is running
+    Ping,
+    /// List where devices can be reached: node, block device, file, NBD
+    LsExports {
+        /// Only this device
+        name: Option<String>,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// The dmsetup-compatible command; see `thinmap dmsetup help`
+    #[command(disable_help_flag = true)]
+    Dmsetup {
+        #[arg(
+            trailing_var_arg = true,
+            allow_hyphen_values = true,
+            value_name = "ARGS"
+        )]
+        args: Vec<String>,
+    },
+}
+
+fn main() {
+    std::process::exit(run());
+}
+
+fn run() -> i32 {
+    let mut words = std::env::args_os().map(|word| word.to_string_lossy().into_owned());
+    let program = words.next().unwrap_or_default();
+    let args: Vec<String> = words.collect();
+    let called_as = Path::new(&program).file_name();
+    let result = if called_as.is_some_and(|name| name == "dmsetup") {
+        dmsetup_with_environment(&program, &args)
+    } else if let Some(args) = dmsetup_args(&args) {
+        dmsetup_with_environment("dmsetup", args)
+    } else {
+        perform(Cli::parse())
+    };
+    result.unwrap_or_else(|error| {
+        eprintln!("thinmap: {error:#}");
+        1
+    })
+}
+
+/// `thinmap dmsetup ARGS`: dmsetup's own parser sees all of ARGS, help and version included.
+fn dmsetup_args(args: &[String]) -> Option<&[String]> {
+    match args.split_first() {
+        Some((verb, rest)) if verb == "dmsetup" => Some(rest),
+        _ => None,
+    }
+}
+
+fn dmsetup_with_environment(program: &str, args: &[String]) -> anyhow::Result<i32> {
+    let dir = |name| {
+        std::env::var_os(name)
+            .filter(|dir| !dir.is_empty())
+            .map(PathBuf::from)
+    };
+    let paths = RunPaths::new(dir("THINMAP_RUN_DIR"), dir("THINMAP_DEV_DIR"))?;
+    Ok(dmsetup::main(
+        program,
+        args,
+        paths,
+        daemon_start::autostart_allowed(),
+    ))
+}
+
+fn perform(cli: Cli) -> anyhow::Result<i32> {
+    let Directories {
+        run_dir,
+        dev_dir,
+        no_autostart,
+    } = cli.directories;
+    let paths = RunPaths::new(run_dir, dev_dir)?;
+    let autostart = !no_autostart && daemon_start::autostart_allowed();
+    match cli.verb {
+        Verb::Daemon { config, detach } => daemon_command::run(&DaemonOptions {
+            paths,
+            config_file: config,
+            detach,
+        })?,
+        Verb::Stop { force } => native::stop(&paths, force)?,
+        Verb::Ping => native::ping(&paths)?,
+        Verb::LsExports { name, json } => native::list_exports(&paths, name, json, autostart)?,
+        Verb::Dmsetup { args } => return Ok(dmsetup::main("dmsetup", &args, paths, autostart)),
+    }
+    Ok(0)
+}

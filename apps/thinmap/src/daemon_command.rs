@@ -1,0 +1,69 @@
+//! `thinmap daemon`: the process around the daemon library.
+
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+use anyhow::Context;
+
+use crate::run_paths::RunPaths;
+
+/// What `thinmap daemon` was told.
+#[derive(Clone, Debug)]
+pub struct DaemonOptions {
+    pub paths: RunPaths,
+    /// Configuration file; /etc/thinmap.toml is read if it is there and none is named.
+    pub config_file: Option<PathBuf>,
+    /// Leave the caller's session and return at once, as commands that start a daemon need it.
+    pub detach: bool,
+}
+
+const DEFAULT_CONFIG_FILE: &str = "/etc/thinmap.toml";
+
+/// Runs the daemon until it is stopped.
+pub fn run(options: &DaemonOptions) -> anyhow::Result<()> {
+    if options.detach {
+        return detach(options);
+    }
+    // Fails when this process already leads a group, which is as good.
+    let _ = rustix::process::setsid();
+    tracing_subscriber::fmt()
+        .with_env_filter(
+            tracing_subscriber::EnvFilter::try_from_env("THINMAP_LOG")
+                .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info")),
+        )
+        .with_writer(std::io::stderr)
+        .with_ansi(false)
+        .init();
+    options.paths.make_run_dir()?;
+    let default = PathBuf::from(DEFAULT_CONFIG_FILE);
+    let file = match &options.config_file {
+        Some(path) => thinmap_daemon::ConfigFile::read(path)?,
+        None if default.exists() => thinmap_daemon::ConfigFile::read(&default)?,
+        None => thinmap_daemon::ConfigFile::default(),
+    };
+    let config = thinmap_daemon::Config {
+        run_dir: options.paths.run_dir.clone(),
+        dev_dir: options.paths.dev_dir.clone(),
+        file,
+    };
+    thinmap_daemon::run(&config)?;
+    Ok(())
+}
+
+/// Starts the same daemon as a child that leads its own session, and leaves it to init.
+fn detach(options: &DaemonOptions) -> anyhow::Result<()> {
+    let mut command = Command::new(std::env::current_exe()?);
+    command
+        .arg("--run-dir")
+        .arg(&options.paths.run_dir)
+        .arg("--dev-dir")
+        .arg(&options.paths.dev_dir)
+        .arg("daemon")
+        .current_dir("/")
+        .stdin(Stdio::null());
+    if let Some(file) = &options.config_file {
+        command.arg("--config").arg(file);
+    }
+    command.spawn().context("cannot start the daemon")?;
+    Ok(())
+}

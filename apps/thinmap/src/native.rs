@@ -1,0 +1,114 @@
+//! thinmap's own verbs: stopping the daemon, and where devices can be reached.
+
+use anyhow::{Context, bail};
+use thinmap_control::native::{DeviceExports, NativeRequest, NativeResponse};
+use thinmap_control::{CallError, Client};
+
+use crate::run_paths::RunPaths;
+
+/// `thinmap stop`
+pub fn stop(paths: &RunPaths, force: bool) -> anyhow::Result<()> {
+    let Some(mut client) = running(paths)? else {
+        println!("No daemon is running.");
+        return Ok(());
+    };
+    match client.native(&NativeRequest::Stop { force }) {
+        Ok(_) => {}
+        Err(CallError::Refused(error)) => bail!("the daemon does not stop: {}", error.text),
+        Err(error) => return Err(error.into()),
+    }
+    // The lock is held until everything has been taken down.
+    let lock_path = paths.control_socket().with_extension("lock");
+    let lock = std::fs::File::open(&lock_path).with_context(|| {
+        format!(
+            "cannot wait for the daemon's end at {}",
+            lock_path.display()
+        )
+    })?;
+    rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockShared)?;
+    Ok(())
+}
+
+/// `thinmap ping`
+pub fn ping(paths: &RunPaths) -> anyhow::Result<()> {
+    let Some(mut client) = running(paths)? else {
+        bail!("no daemon answers at {}", paths.control_socket().display());
+    };
+    let NativeResponse::Pong(info) = client.native(&NativeRequest::Ping)? else {
+        bail!("the daemon's answer makes no sense");
+    };
+    println!("version:          {}", info.version);
+    println!("process:          {}", info.pid);
+    println!("run directory:    {}", info.run_dir.display());
+    println!("device directory: {}", info.dev_dir.display());
+    Ok(())
+}
+
+/// `thinmap ls-exports`
+pub fn list_exports(
+    paths: &RunPaths,
+    name: Option<String>,
+    json: bool,
+    autostart: bool,
+) -> anyhow::Result<()> {
+    let mut client = crate::daemon_start::connect(paths, autostart)
+        .with_context(|| format!("control socket {}", paths.control_socket().display()))?;
+    let devices = match name {
+        Some(name) => match client.native(&NativeRequest::OpenPath { name: name.clone() }) {
+            Ok(NativeResponse::OpenPath { device }) => vec![device],
+            Ok(_) => bail!("the daemon's answer makes no sense"),
+            Err(CallError::Refused(_)) => bail!("there is no device named '{name}'"),
+            Err(error) => return Err(error.into()),
+        },
+        None => match client.native(&NativeRequest::Devices)? {
+            NativeResponse::Devices { devices } => devices,
+            _ => bail!("the daemon's answer makes no sense"),
+        },
+    };
+    if json {
+        println!("{}", serde_json::to_string_pretty(&devices)?);
+    } else {
+        devices.iter().for_each(print_device);
+    }
+    Ok(())
+}
+
+fn print_device(device: &DeviceExports) {
+    println!(
+        "{} ({}:{}), {} sectors",
+        device.name, device.major, device.minor, device.sectors
+    );
+    let paths = [
+        ("node", &device.node),
+        ("block device", &device.block_device),
+        ("file", &device.file),
+    ];
+    for (what, path) in paths {
+        if let Some(path) = path {
+            println!("  {what}: {}", path.display());
+        }
+    }
+    if let Some(uri) = &device.nbd {
+        println!("  nbd: {uri}");
+    }
+    for note in &device.notes {
+        println!("  note: {note}");
+    }
+}
+
+/// A connection to a daemon that is there already.
+fn running(paths: &RunPaths) -> anyhow::Result<Option<Client>> {
+    let socket = paths.control_socket();
+    match Client::connect(&socket) {
+        Ok(client) => Ok(Some(client)),
+        Err(error)
+            if matches!(
+                error.kind(),
+                std::io::ErrorKind::NotFound | std::io::ErrorKind::ConnectionRefused
+            ) =>
+        {
+            Ok(None)
+        }
+        Err(error) => Err(error).with_context(|| format!("control socket {}", socket.display())),
+    }
+}
