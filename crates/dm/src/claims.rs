@@ -7,6 +7,7 @@ use thinmap_units::DevNo;
 
 use crate::device_use::{DeviceId, DeviceName, DeviceUse, OpenDeviceError};
 use crate::mapped_device::{DeviceError, MappedDevice};
+use crate::table::Table;
 
 /// An opening of a mapped device; closes it when dropped.
 pub struct OpenClaim {
@@ -90,12 +91,19 @@ impl MappedDevice {
     }
 
     /// Opens the device for another device's table: what a [`DeviceOpener`](crate::DeviceOpener) answers with
-    /// when a table names one of the daemon's own devices. Refuses (ELOOP) when this device stands on `by`.
+    /// when a table names one of the daemon's own devices. Refuses when this device is `by` (EINVAL, as the kernel) or
+    /// stands on it (ELOOP).
     pub fn open_for_table(
         self: &Arc<Self>,
         by: DevNo,
         read_only: bool,
     ) -> Result<DeviceUse, OpenDeviceError> {
+        if self.dev_no() == by {
+            return Err(OpenDeviceError {
+                reason: format!("{by} cannot stand on itself"),
+                errno: EINVAL,
+            });
+        }
         if self.stands_on(by) {
             return Err(OpenDeviceError {
                 reason: format!("{} stands on {by} itself", self.dev_no()),
@@ -120,9 +128,7 @@ impl MappedDevice {
         if self.dev_no() == dev {
             return true;
         }
-        self.tables()
-            .iter()
-            .any(|table| reaches(&mut |visit| table.visit_devices(visit), dev))
+        self.tables().iter().any(|table| reaches(table, dev))
     }
 
     /// Refuses further openings, for removal; busy (EBUSY) when the device is open here, or outside by the word of
@@ -152,10 +158,10 @@ impl MappedDevice {
     }
 }
 
-/// Whether one of the visited devices is `dev` or, being a mapped device, stands on it.
-pub(crate) fn reaches(devices: &mut dyn FnMut(&mut dyn FnMut(&DeviceUse)), dev: DevNo) -> bool {
+/// Whether one of a table's devices is `dev` or, being a mapped device, stands on it.
+pub(crate) fn reaches(table: &Table, dev: DevNo) -> bool {
     let mut found = false;
-    devices(&mut |device| {
+    table.visit_devices(&mut |device| {
         if found {
             return;
         }
@@ -168,4 +174,5 @@ pub(crate) fn reaches(devices: &mut dyn FnMut(&mut dyn FnMut(&DeviceUse)), dev: 
     found
 }
 
+const EINVAL: i32 = 22;
 const ELOOP: i32 = 40;

@@ -283,7 +283,7 @@ impl MappedDevice {
             // One check and one publication at a time in the whole process: of two devices that are being loaded over
             // each other, the second sees the first.
             let _order = LOOP_CHECK.lock();
-            if reaches(&mut |visit| table.visit_devices(visit), self.dev_no) {
+            if reaches(&table, self.dev_no) {
                 let reason = format!("{} would stand on itself", self.dev_no);
                 return Err(TableError::new("table", reason, ELOOP).into());
             }

@@ -1,4 +1,8 @@
 //! Every wrong argument of the simple targets, and the rules of tables.
+#![allow(
+    clippy::unwrap_used,
+    reason = "helpers of tests, outside test functions"
+)]
 
 mod support;
 

@@ -1,6 +1,8 @@
 //! What the tests of mapped devices share: an opener over named devices, device doubles, an I/O oracle.
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
+pub mod delayed;
+
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU32, Ordering};
