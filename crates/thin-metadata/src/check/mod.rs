@@ -391,9 +391,10 @@ impl Check<'_> {
             }
         }
         if allocated != root.nr_allocated {
-            let claimed = root.nr_allocated;
-            let what = format!("{allocated} blocks are in use, the space map claims {claimed}");
-            self.report(Finding::SpaceMap { what });
+            self.report(Finding::Allocated {
+                claimed: root.nr_allocated,
+                found: allocated,
+            });
         }
     }
 }

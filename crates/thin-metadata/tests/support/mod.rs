@@ -3,13 +3,14 @@
 #![allow(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
 use std::collections::BTreeMap;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 
 use thinmap_sim::SimMetadataDisk;
-use thinmap_thin_metadata::{Lookup, MayRead, OpenOptions, PoolMetadata};
-use thinmap_units::{DataBlock, Sector, ThinId, VirtBlock};
+use thinmap_thin_metadata::{Block4k, Lookup, MayRead, MetadataDevice, OpenOptions, PoolMetadata};
+use thinmap_units::{DataBlock, MetaBlock, Sector, ThinId, VirtBlock};
 
 pub const BLOCK_SECTORS: u64 = 128;
 
@@ -110,4 +111,46 @@ pub fn mappings(pool: &PoolMetadata, id: ThinId) -> BTreeMap<u64, (u64, bool)> {
         at += run.blocks;
     }
     found
+}
+
+/// A metadata device that is a file, for images too large to simulate.
+pub struct FileDisk {
+    file: std::fs::File,
+    reads: std::sync::atomic::AtomicU64,
+}
+
+impl FileDisk {
+    pub fn open(path: &Path) -> Self {
+        let mut options = std::fs::File::options();
+        Self {
+            file: options.read(true).write(true).open(path).unwrap(),
+            reads: std::sync::atomic::AtomicU64::new(0),
+        }
+    }
+
+    pub fn reads(&self) -> u64 {
+        self.reads.load(std::sync::atomic::Ordering::Relaxed)
+    }
+}
+
+impl MetadataDevice for FileDisk {
+    fn size(&self) -> MetaBlock {
+        MetaBlock(self.file.metadata().unwrap().len() / 4096)
+    }
+
+    fn read(&self, block: MetaBlock, buf: &mut Block4k) -> std::io::Result<()> {
+        self.reads
+            .fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        self.file.read_exact_at(&mut buf.0, block.raw() * 4096)
+    }
+
+    fn write(&self, batch: &[(MetaBlock, &Block4k)]) -> std::io::Result<()> {
+        batch
+            .iter()
+            .try_for_each(|(block, bytes)| self.file.write_all_at(&bytes.0, block.raw() * 4096))
+    }
+
+    fn flush(&self) -> std::io::Result<()> {
+        self.file.sync_data()
+    }
 }
