@@ -14,7 +14,7 @@ use thinmap_units::DevNo;
 use crate::fuse::{FuseFileNodes, FuseServer};
 use crate::loop_device::LoopNodes;
 
-pub use crate::loop_device::clean_stale;
+pub use crate::loop_device::{StaleReport, clean_stale};
 
 /// In which way devices become visible to other programs.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -58,7 +58,11 @@ pub enum NodeError {
 
 impl NodeError {
     pub(crate) fn system(path: &Path, action: &'static str, errno: Errno) -> Self {
-        Self::System { path: path.to_owned(), action, errno }
+        Self::System {
+            path: path.to_owned(),
+            action,
+            errno,
+        }
     }
 
     /// The errno that device mapper gives for it.
@@ -94,7 +98,12 @@ pub trait BlockNode: Send + Sync {
     fn path(&self) -> PathBuf;
 
     /// Puts `dev` behind the node, at the first resume with a table. `name` is for people who list devices.
-    fn activate(&self, dev: Arc<dyn BlockDevice>, name: &str, read_only: bool) -> Result<(), NodeError>;
+    fn activate(
+        &self,
+        dev: Arc<dyn BlockDevice>,
+        name: &str,
+        read_only: bool,
+    ) -> Result<(), NodeError>;
 
     /// Reads size, limits and read-only anew from the device and tells the kernel.
     fn refresh(&self) -> Result<(), NodeError>;
@@ -124,9 +133,7 @@ pub fn open(config: &NodesConfig) -> (Arc<dyn BlockNodes>, Vec<String>) {
     if !config.enabled {
         return (Arc::new(NoNodes::default()), notes);
     }
-    if let Err(missing) = crate::ublk::probe() {
-        tracing::debug!(%missing, "ublk is not used");
-    }
+    tracing::debug!(reason = %crate::ublk::why_not(), "ublk is not used");
     let server = match FuseServer::start(&config.run_dir.join("fuse"), config.queues) {
         Ok(server) => server,
         Err(error) => {
@@ -192,7 +199,11 @@ impl BlockNodes for NoNodes {
 
     fn create(&self, minor: Option<u32>) -> Result<Arc<dyn BlockNode>, NodeError> {
         let minors = self.minors.clone();
-        Ok(Arc::new(NoNode { minor: minors.take(minor)?, minors, removed: AtomicU32::new(0) }))
+        Ok(Arc::new(NoNode {
+            minor: minors.take(minor)?,
+            minors,
+            removed: AtomicU32::new(0),
+        }))
     }
 
     fn shutdown(&self) {}

@@ -1,3 +1,9 @@
 //! Exports: ways to give a [`thinmap_block::BlockDevice`] to those who want one. None knows device mapper.
 
+pub mod block_node;
+pub mod freeze;
+mod fuse;
+mod loop_device;
 pub mod nbd;
+mod openers;
+pub mod ublk;

@@ -8,16 +8,22 @@ use std::path::Path;
 #[derive(Debug, thiserror::Error)]
 pub enum Missing {
     /// The driver is not there.
-    #[error("{CONTROL} does not exist: the kernel has no ublk driver, or it is not loaded (modprobe ublk_drv)")]
+    #[error(
+        "{CONTROL} does not exist: the kernel has no ublk driver, or it is not loaded (modprobe ublk_drv)"
+    )]
     NoDriver,
     /// The driver is there, but this build has no data path for it.
     #[error("the kernel has ublk, but this version serves block devices through loop devices only")]
     NotServed,
 }
 
-/// Whether ublk could be used. This version has no ublk data path, so the answer is always a reason why not.
-pub fn probe() -> Result<std::convert::Infallible, Missing> {
-    if Path::new(CONTROL).exists() { Err(Missing::NotServed) } else { Err(Missing::NoDriver) }
+/// Why ublk is not used: this version has no data path for it, so there is always a reason.
+pub fn why_not() -> Missing {
+    if Path::new(CONTROL).exists() {
+        Missing::NotServed
+    } else {
+        Missing::NoDriver
+    }
 }
 
 const CONTROL: &str = "/dev/ublk-control";

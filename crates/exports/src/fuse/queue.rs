@@ -1,0 +1,191 @@
+//! A queue thread's work: take requests out of the kernel in batches, route them.
+
+use std::collections::HashMap;
+use std::io::IoSliceMut;
+use std::os::fd::RawFd;
+use std::sync::Arc;
+
+use rustix::io::Errno;
+use thinmap_block::{QueueHandler, Turn};
+use thinmap_runtime::{BufferPool, IoBuf};
+use zerocopy::FromBytes;
+
+use super::abi::{InHeader, WRITE_HEAD_BYTES, opcode};
+use super::channel::Channel;
+use super::data::Sinks;
+use super::file::Files;
+use super::server::REQUEST_BYTES_MAX;
+
+/// One queue's handler.
+pub(super) struct Queue {
+    pub(super) channel: Arc<Channel>,
+    pub(super) files: Arc<Files>,
+    /// Ways back per file, made at its first request on this queue.
+    pub(super) sinks: HashMap<u64, Sinks>,
+    pub(super) buffers: Buffers,
+    head: [u8; WRITE_HEAD_BYTES],
+    /// Where the next request's data goes: page-aligned, so that a large write goes on to the backing from here.
+    payload: IoBuf,
+    gone: bool,
+}
+
+impl Queue {
+    pub(super) fn new(channel: Arc<Channel>, files: Arc<Files>) -> Self {
+        let buffers = Buffers::new();
+        let payload = buffers.take(REQUEST_BYTES_MAX);
+        Self {
+            channel,
+            files,
+            sinks: HashMap::new(),
+            buffers,
+            head: [0; WRITE_HEAD_BYTES],
+            payload,
+            gone: false,
+        }
+    }
+
+    /// Takes one request; `false` when there is none now.
+    fn take_one(&mut self) -> bool {
+        let mut parts = [
+            IoSliceMut::new(&mut self.head),
+            IoSliceMut::new(self.payload.as_mut_slice()),
+        ];
+        let received = match rustix::io::readv(self.channel.fd(), &mut parts) {
+            Ok(received) => received,
+            // NOENT: the request was taken back while we were reading it.
+            Err(Errno::INTR | Errno::NOENT) => return true,
+            Err(Errno::AGAIN) => return false,
+            Err(errno) => {
+                // NODEV: unmounted. Anything else would only repeat.
+                if errno != Errno::NODEV {
+                    tracing::error!(%errno, "FUSE: cannot take requests");
+                }
+                self.gone = true;
+                return false;
+            }
+        };
+        let Ok((header, _)) =
+            InHeader::read_from_prefix(&self.head[..received.min(WRITE_HEAD_BYTES)])
+        else {
+            tracing::error!(received, "FUSE: a request without a header");
+            return true;
+        };
+        self.route(&header, received);
+        true
+    }
+
+    fn route(&mut self, header: &InHeader, received: usize) {
+        const HEADER_BYTES: usize = size_of::<InHeader>();
+        if header.opcode == opcode::WRITE {
+            let args = self.head;
+            return self.write(
+                header,
+                &args[HEADER_BYTES..],
+                received.saturating_sub(WRITE_HEAD_BYTES),
+            );
+        }
+        if received <= WRITE_HEAD_BYTES {
+            let args = self.head;
+            return self.dispatch(header, &args[HEADER_BYTES..received]);
+        }
+        let mut args = self.head[HEADER_BYTES..].to_vec();
+        args.extend_from_slice(&self.payload.as_slice()[..received - WRITE_HEAD_BYTES]);
+        self.dispatch(header, &args);
+    }
+
+    fn dispatch(&mut self, header: &InHeader, args: &[u8]) {
+        match header.opcode {
+            opcode::READ => self.read(header, args),
+            opcode::FSYNC => self.fsync(header),
+            opcode::FALLOCATE => self.fallocate(header, args),
+            _ => self.meta(header, args),
+        }
+    }
+
+    /// The data of the write just received: small ones copied out, so that one busy device does not pin a
+    /// large buffer for each 4 KiB; large ones go on in the buffer they came in.
+    pub(super) fn take_payload(&mut self, len: usize) -> IoBuf {
+        if len <= COPY_BYTES_MAX {
+            let mut buf = self.buffers.take(len);
+            buf.as_mut_slice()
+                .copy_from_slice(&self.payload.as_slice()[..len]);
+            return buf;
+        }
+        let next = self.buffers.take(REQUEST_BYTES_MAX);
+        let mut full = std::mem::replace(&mut self.payload, next);
+        full.split_to(len)
+    }
+
+    pub(super) fn payload(&self, len: usize) -> &[u8] {
+        &self.payload.as_slice()[..len]
+    }
+}
+
+impl QueueHandler for Queue {
+    fn turn(&mut self) -> Turn {
+        if self.gone || self.channel.is_closing() {
+            self.gone = true;
+            self.channel.expect_end();
+            return if self.channel.in_flight() == 0 {
+                Turn::Stop
+            } else {
+                Turn::Idle
+            };
+        }
+        for _ in 0..BATCH {
+            if self.channel.is_full() {
+                return Turn::Idle;
+            }
+            if !self.take_one() {
+                return if self.gone { Turn::Again } else { Turn::Idle };
+            }
+        }
+        Turn::Again
+    }
+
+    fn poll(&self, out: &mut Vec<(RawFd, i16)>) {
+        if !self.gone && !self.channel.is_full() {
+            out.push((self.channel.raw_fd(), libc::POLLIN));
+        }
+    }
+}
+
+/// Buffers made ahead, by size class.
+pub(super) struct Buffers {
+    classes: Vec<BufferPool>,
+}
+
+impl Buffers {
+    fn new() -> Self {
+        let pool = |&(count, bytes): &(usize, usize)| BufferPool::new(count, bytes);
+        Self {
+            classes: CLASSES.iter().map(pool).collect(),
+        }
+    }
+
+    /// A buffer of exactly `len` bytes with arbitrary content.
+    pub(super) fn take(&self, len: usize) -> IoBuf {
+        match self
+            .classes
+            .iter()
+            .find(|class| class.buffer_bytes() >= len)
+        {
+            Some(class) => {
+                let mut buf = class.take_or_alloc();
+                if buf.len() > len {
+                    buf.split_to(len)
+                } else {
+                    buf
+                }
+            }
+            None => IoBuf::alloc(len),
+        }
+    }
+}
+
+/// Requests taken before what they started is sent to the backing.
+const BATCH: usize = 16;
+/// Writes up to this size are copied once.
+const COPY_BYTES_MAX: usize = 16 << 10;
+/// Count and bytes of the buffers made ahead; memory is touched at first use only.
+const CLASSES: [(usize, usize); 3] = [(256, 4 << 10), (64, 64 << 10), (16, REQUEST_BYTES_MAX)];

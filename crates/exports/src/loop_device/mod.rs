@@ -1,0 +1,84 @@
+//! Loop devices over FUSE files: real block devices on kernels without ublk.
+//!
+//! The loop driver reads and writes the file with direct I/O, so there is one page cache (the block device's own)
+//! and several requests in flight. A device is made bound to an empty file, so that its number is ours before
+//! there is a table; activation gives it limits and a size.
+//!
+//! INVARIANT: no call here runs on a queue thread: the driver's ioctls read the file, which queue threads serve.
+
+mod ioctl;
+mod nodes;
+mod stale;
+
+pub(crate) use nodes::LoopNodes;
+pub use stale::{StaleReport, clean_stale};
+
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{FileType, Mode, OFlags};
+use rustix::io::Errno;
+use thinmap_units::DevNo;
+
+/// Whether loop devices can be made here; if not, why.
+pub(crate) fn probe() -> Result<(), String> {
+    let control = ioctl::open_control().map_err(|errno| match errno {
+        Errno::NOENT => format!("{} does not exist (modprobe loop)", ioctl::CONTROL),
+        Errno::ACCESS | Errno::PERM => {
+            format!(
+                "{} may not be opened by this user (root may)",
+                ioctl::CONTROL
+            )
+        }
+        other => format!("{}: {other}", ioctl::CONTROL),
+    })?;
+    let number = ioctl::add(&control).map_err(|errno| format!("adding a loop device: {errno}"))?;
+    let removed = ioctl::remove(&control, number);
+    removed.map_err(|errno| format!("removing loop device {number}: {errno}"))
+}
+
+/// Path of a loop device's node.
+fn node_path(number: u32) -> PathBuf {
+    PathBuf::from(format!("/dev/loop{number}"))
+}
+
+/// Directory of a loop device in sysfs.
+fn sysfs_dir(number: u32) -> PathBuf {
+    PathBuf::from(format!("/sys/block/loop{number}"))
+}
+
+/// Whether a file is behind the loop device.
+fn is_bound(number: u32) -> bool {
+    sysfs_dir(number).join("loop").exists()
+}
+
+/// Makes the node where neither udev nor devtmpfs has; whether it did.
+fn ensure_node(number: u32) -> Result<bool, Errno> {
+    let path = node_path(number);
+    if path.exists() {
+        return Ok(false);
+    }
+    let dev = DevNo::new(LOOP_MAJOR, number).to_dev_t();
+    let mode = Mode::from_raw_mode(0o600);
+    match rustix::fs::mknodat(rustix::fs::CWD, &path, FileType::BlockDevice, mode, dev) {
+        Ok(()) => Ok(true),
+        Err(Errno::EXIST) => Ok(false),
+        Err(errno) => Err(errno),
+    }
+}
+
+fn open_node(number: u32, flags: OFlags) -> Result<OwnedFd, Errno> {
+    rustix::fs::open(
+        node_path(number),
+        flags | OFlags::CLOEXEC | OFlags::NONBLOCK,
+        Mode::empty(),
+    )
+}
+
+fn sysfs_text(path: &Path) -> Option<String> {
+    std::fs::read_to_string(path)
+        .ok()
+        .map(|text| text.trim_end().to_owned())
+}
+
+const LOOP_MAJOR: u32 = 7;

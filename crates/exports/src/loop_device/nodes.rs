@@ -1,0 +1,333 @@
+//! The loop devices of one daemon.
+
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+use thinmap_block::BlockDevice;
+use thinmap_units::DevNo;
+
+use super::{
+    LOOP_MAJOR, ensure_node, ioctl, is_bound, node_path, open_node, sysfs_dir, sysfs_text,
+};
+use crate::block_node::{BlockNode, BlockNodes, NodeError, NodeKind};
+use crate::fuse::{DeviceFile, FuseServer, Geometry};
+use crate::openers;
+
+/// Makes loop devices over files of one FUSE server.
+pub(crate) struct LoopNodes {
+    server: Arc<FuseServer>,
+    live: Mutex<Vec<Weak<LoopNode>>>,
+}
+
+impl LoopNodes {
+    pub(crate) fn new(server: Arc<FuseServer>) -> Self {
+        Self {
+            server,
+            live: Mutex::default(),
+        }
+    }
+}
+
+impl BlockNodes for LoopNodes {
+    fn kind(&self) -> NodeKind {
+        NodeKind::Loop
+    }
+
+    fn create(&self, _minor: Option<u32>) -> Result<Arc<dyn BlockNode>, NodeError> {
+        let file = self.server.add_file();
+        match bind(&self.server, &file) {
+            Ok((number, made_node)) => {
+                let node = Arc::new(LoopNode {
+                    server: self.server.clone(),
+                    file,
+                    number,
+                    made_node,
+                    state: Mutex::default(),
+                });
+                let mut live = self.live.lock();
+                live.retain(|node| node.strong_count() > 0);
+                live.push(Arc::downgrade(&node));
+                Ok(node)
+            }
+            Err(error) => {
+                self.server.remove_file(&file);
+                Err(error)
+            }
+        }
+    }
+
+    fn shutdown(&self) {
+        for node in self.live.lock().drain(..).filter_map(|node| node.upgrade()) {
+            if let Err(error) = node.remove(true) {
+                tracing::error!(%error, "a loop device stays");
+            }
+        }
+        self.server.shutdown();
+    }
+}
+
+/// Adds a loop device and binds the file to it. Another program that looks for a free device may take the
+/// new one first: then it is theirs, and we add another.
+fn bind(server: &FuseServer, file: &DeviceFile) -> Result<(u32, bool), NodeError> {
+    let path = server.path_of(file);
+    let flags = OFlags::RDWR | OFlags::DIRECT | OFlags::CLOEXEC;
+    let backing = rustix::fs::open(&path, flags, Mode::empty())
+        .map_err(|errno| NodeError::system(&path, "open for a loop device", errno))?;
+    let control = open_control()?;
+    for _ in 0..ADD_ATTEMPTS {
+        let number = ioctl::add(&control).map_err(|errno| {
+            NodeError::system(ioctl::CONTROL.as_ref(), "add a loop device", errno)
+        })?;
+        let node = node_path(number);
+        let made_node = ensure_node(number)
+            .map_err(|errno| NodeError::system(&node, "make the node", errno))?;
+        let bound = open_node(number, OFlags::RDWR)
+            .and_then(|device| ioctl::configure(&device, &backing, FIRST_BLOCK_SIZE));
+        match bound {
+            Ok(()) => return Ok((number, made_node)),
+            Err(Errno::BUSY | Errno::NXIO) => {}
+            Err(errno) => {
+                let _ = ioctl::remove(&control, number);
+                return Err(NodeError::system(&node, "bind a loop device", errno));
+            }
+        }
+    }
+    Err(NodeError::system(
+        ioctl::CONTROL.as_ref(),
+        "find a loop device that nobody takes",
+        Errno::BUSY,
+    ))
+}
+
+fn open_control() -> Result<OwnedFd, NodeError> {
+    ioctl::open_control().map_err(|errno| NodeError::system(ioctl::CONTROL.as_ref(), "open", errno))
+}
+
+struct LoopNode {
+    server: Arc<FuseServer>,
+    file: Arc<DeviceFile>,
+    number: u32,
+    made_node: bool,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    device: Option<Arc<dyn BlockDevice>>,
+    /// Asked for at activation, beyond what the device itself says.
+    read_only: bool,
+    /// What the kernel has been told.
+    told: Option<Geometry>,
+    removed: bool,
+}
+
+impl LoopNode {
+    fn error(&self, action: &'static str) -> impl Fn(Errno) -> NodeError {
+        let path = self.path();
+        move |errno| NodeError::system(&path, action, errno)
+    }
+
+    /// Brings the kernel's view of size, limits and read-only up to date.
+    fn tell(&self, state: &mut State) -> Result<(), NodeError> {
+        let Some(device) = &state.device else {
+            return Ok(());
+        };
+        let geometry = Geometry::of(&**device, state.read_only);
+        if state.told == Some(geometry) {
+            return Ok(());
+        }
+        self.file.attach(device.clone(), geometry);
+        let fd = open_node(self.number, OFlags::RDWR)
+            .or_else(|_| open_node(self.number, OFlags::RDONLY))
+            .map_err(self.error("open"))?;
+        if state.told.is_none_or(|told| told.limits != geometry.limits) {
+            self.tell_limits(&fd, &geometry, state.told.is_none())?;
+        }
+        ioctl::set_read_only(&fd, geometry.read_only).map_err(self.error("set read-only"))?;
+        if state
+            .told
+            .is_none_or(|told| told.size_bytes != geometry.size_bytes)
+        {
+            ioctl::set_capacity(&fd).map_err(self.error("set the size"))?;
+        }
+        state.told = Some(geometry);
+        self.check_direct_io(&fd);
+        Ok(())
+    }
+
+    /// The driver reads the file's limits (the discard granularity) only when the block size changes, so it
+    /// is changed away and back. It refuses while somebody holds the device for himself (a mount).
+    fn tell_limits(&self, fd: &OwnedFd, geometry: &Geometry, first: bool) -> Result<(), NodeError> {
+        let wanted = geometry.limits.logical_block_size;
+        let other = if wanted == 512 { 1024 } else { 512 };
+        let set = ioctl::set_block_size(fd, other).and_then(|()| ioctl::set_block_size(fd, wanted));
+        match set {
+            Ok(()) => Ok(()),
+            Err(errno) if first => Err(self.error("set the block size")(errno)),
+            Err(errno) => {
+                tracing::warn!(device = %self.path().display(), %errno,
+                    "in use, so its limits (discard granularity) stay as they were");
+                Ok(())
+            }
+        }
+    }
+
+    fn check_direct_io(&self, fd: &OwnedFd) {
+        let dio = || sysfs_text(&sysfs_dir(self.number).join("loop/dio"));
+        if dio().as_deref() == Some("1") {
+            return;
+        }
+        let errno = ioctl::set_direct_io(fd).err();
+        if dio().as_deref() != Some("1") {
+            tracing::warn!(device = %self.path().display(), ?errno,
+                "the loop driver does not use direct I/O: data is cached twice");
+        }
+    }
+
+    /// Detaches; `Ok(false)` when somebody has opened the device in between.
+    fn detach(&self, force: bool) -> Result<bool, NodeError> {
+        let fd = open_node(self.number, OFlags::RDONLY).map_err(self.error("open"))?;
+        match ioctl::clear(&fd) {
+            Ok(()) | Err(Errno::NXIO) => {}
+            Err(errno) => return Err(self.error("detach")(errno)),
+        }
+        drop(fd);
+        // Gone at our close, unless somebody else still has it open.
+        if wait_until(|| !is_bound(self.number)) {
+            return Ok(true);
+        }
+        if !force && let Ok(fd) = open_node(self.number, OFlags::RDONLY) {
+            // Stays in service.
+            return match ioctl::keep_when_closed(&fd) {
+                Ok(()) => Ok(false),
+                Err(Errno::NXIO) => Ok(true),
+                Err(errno) => Err(self.error("keep")(errno)),
+            };
+        }
+        Ok(false)
+    }
+
+    /// Removes the number and, where we made it, the node.
+    fn remove_number(&self) {
+        let Ok(control) = ioctl::open_control() else {
+            return;
+        };
+        let mut last = Errno::BUSY;
+        let removed = wait_until(|| match ioctl::remove(&control, self.number) {
+            Ok(()) | Err(Errno::NODEV) => true,
+            Err(errno) => {
+                last = errno;
+                false
+            }
+        });
+        if !removed {
+            tracing::warn!(device = %self.path().display(), errno = %last, "the unbound loop device stays");
+        } else if self.made_node {
+            let _ = std::fs::remove_file(self.path());
+        }
+    }
+}
+
+impl BlockNode for LoopNode {
+    fn dev_no(&self) -> DevNo {
+        DevNo::new(LOOP_MAJOR, self.number)
+    }
+
+    fn path(&self) -> PathBuf {
+        node_path(self.number)
+    }
+
+    fn activate(
+        &self,
+        dev: Arc<dyn BlockDevice>,
+        name: &str,
+        read_only: bool,
+    ) -> Result<(), NodeError> {
+        let mut state = self.state.lock();
+        if state.removed {
+            return Err(NodeError::Gone { path: self.path() });
+        }
+        state.read_only = read_only && !dev.limits().read_only;
+        state.device = Some(dev);
+        state.told = None;
+        if let Ok(fd) = open_node(self.number, OFlags::RDWR)
+            && let Err(errno) = ioctl::set_name(&fd, name)
+        {
+            tracing::debug!(name, %errno, "the loop device keeps its file's name");
+        }
+        self.tell(&mut state)
+    }
+
+    fn refresh(&self) -> Result<(), NodeError> {
+        self.tell(&mut self.state.lock())
+    }
+
+    fn open_count(&self) -> u32 {
+        openers::count(self.dev_no(), &self.path())
+    }
+
+    fn remove(&self, force: bool) -> Result<(), NodeError> {
+        let mut state = self.state.lock();
+        if state.removed {
+            return Ok(());
+        }
+        let busy = || NodeError::Busy { path: self.path() };
+        if !force {
+            if openers::count_now(self.dev_no(), &self.path()) > 0 {
+                return Err(busy());
+            }
+            // Whoever has claimed the device (mount, swap) shows here, in whatever namespace.
+            match open_node(self.number, OFlags::RDONLY | OFlags::EXCL) {
+                Err(Errno::BUSY) => return Err(busy()),
+                Ok(_) | Err(_) => {}
+            }
+        }
+        let detached = self.detach(force)?;
+        if !detached && !force {
+            return Err(busy());
+        }
+        state.removed = true;
+        state.device = None;
+        self.server.remove_file(&self.file);
+        if detached {
+            self.remove_number();
+        } else {
+            tracing::warn!(device = %self.path().display(),
+                "still open: its users see I/O errors, and it goes when they close it");
+        }
+        Ok(())
+    }
+}
+
+impl Drop for LoopNode {
+    /// A node that nobody can remove any more must not stay in the kernel.
+    fn drop(&mut self) {
+        if let Err(error) = self.remove(true) {
+            tracing::error!(%error, "a dropped loop device stays");
+        }
+    }
+}
+
+/// Waits a little for something that follows a close; whether it came.
+fn wait_until(mut done: impl FnMut() -> bool) -> bool {
+    for attempt in 0..WAIT_STEPS {
+        if done() {
+            return true;
+        }
+        if attempt + 1 < WAIT_STEPS {
+            std::thread::sleep(WAIT_STEP);
+        }
+    }
+    false
+}
+
+const ADD_ATTEMPTS: usize = 32;
+const FIRST_BLOCK_SIZE: u32 = 512;
+/// Programs that look at every block device (udev, blkid) have one open for some milliseconds.
+const WAIT_STEPS: u32 = 20;
+const WAIT_STEP: Duration = Duration::from_millis(5);

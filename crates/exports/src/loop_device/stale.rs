@@ -1,0 +1,113 @@
+//! What a killed daemon left: loop devices over files of a dead FUSE mount, and that mount.
+//!
+//! Only what lies below `<run_dir>/fuse/` is touched. The dead mount is detached last: the loop devices' backing
+//! paths name it as long as it is there.
+
+use std::path::{Path, PathBuf};
+
+use rustix::fs::OFlags;
+use rustix::io::Errno;
+
+use super::{ioctl, is_bound, node_path, open_node, sysfs_text};
+use crate::{fuse, openers};
+
+/// What was found and done.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct StaleReport {
+    /// Loop devices detached, at once or at their last close.
+    pub detached: Vec<PathBuf>,
+    /// Mount points of file systems that still lie on such a device: every access to them fails until unmounted.
+    pub still_mounted: Vec<PathBuf>,
+    /// Whether a dead mount was taken away.
+    pub unmounted: bool,
+}
+
+/// Removes what an earlier daemon with the same run directory left. Call before the new one mounts; never
+/// while a daemon of this run directory lives.
+pub fn clean_stale(run_dir: &Path) -> StaleReport {
+    // Mount tables and sysfs hold the path without symbolic links.
+    let dir = std::fs::canonicalize(run_dir)
+        .unwrap_or_else(|_| run_dir.to_owned())
+        .join("fuse");
+    let mut report = StaleReport::default();
+    let mounts = fuse::mounts_at(&dir);
+    for dev in &mounts {
+        // Somebody else may hold the connection's descriptor: nothing may hang on it.
+        let abort = format!("/sys/fs/fuse/connections/{}/abort", dev.minor);
+        let _ = std::fs::write(abort, "1");
+    }
+    for number in loops_over(&dir) {
+        report.detached.push(node_path(number));
+        report.still_mounted.extend(mounts_on(number));
+        detach(number);
+    }
+    for _ in &mounts {
+        match fuse::unmount_lazily(&dir) {
+            Ok(()) => report.unmounted = true,
+            Err(error) => tracing::error!(dir = %dir.display(), error, "a dead FUSE mount stays"),
+        }
+    }
+    for device in &report.detached {
+        tracing::warn!(device = %device.display(), "detached a loop device of an earlier daemon");
+    }
+    for mount in &report.still_mounted {
+        tracing::error!(mount_point = %mount.display(),
+            "still mounted on a device of an earlier daemon: unmount it, every access fails");
+    }
+    report
+}
+
+fn loops_over(dir: &Path) -> Vec<u32> {
+    let Ok(entries) = std::fs::read_dir("/sys/block") else {
+        return Vec::new();
+    };
+    let mut numbers: Vec<u32> = entries
+        .flatten()
+        .filter_map(|entry| {
+            entry
+                .file_name()
+                .to_str()?
+                .strip_prefix("loop")?
+                .parse()
+                .ok()
+        })
+        .filter(|number| {
+            let file = super::sysfs_dir(*number).join("loop/backing_file");
+            sysfs_text(&file).is_some_and(|path| Path::new(&path).parent() == Some(dir))
+        })
+        .collect();
+    numbers.sort_unstable();
+    numbers
+}
+
+fn mounts_on(number: u32) -> Vec<PathBuf> {
+    let dev = thinmap_units::DevNo::new(super::LOOP_MAJOR, number);
+    let all = openers::all_mounts()
+        .into_iter()
+        .flat_map(|(_, mounts)| mounts);
+    let mut found: Vec<_> = all
+        .filter(|mount| mount.dev == dev || mount.source == node_path(number))
+        .map(|mount| mount.mount_point)
+        .collect();
+    found.dedup();
+    found
+}
+
+fn detach(number: u32) {
+    let made_node = super::ensure_node(number).unwrap_or(false);
+    let cleared = open_node(number, OFlags::RDONLY).and_then(|fd| ioctl::clear(&fd));
+    if let Err(errno) = cleared
+        && errno != Errno::NXIO
+    {
+        tracing::error!(device = %node_path(number).display(), %errno, "cannot detach");
+    }
+    // Ours by construction: each was added for its file. Refused while still open, and then it stays.
+    if !is_bound(number)
+        && let Ok(control) = ioctl::open_control()
+    {
+        let _ = ioctl::remove(&control, number);
+    }
+    if made_node {
+        let _ = std::fs::remove_file(node_path(number));
+    }
+}
