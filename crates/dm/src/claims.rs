@@ -12,7 +12,13 @@ use crate::table::Table;
 /// An opening of a mapped device; closes it when dropped.
 pub struct OpenClaim {
     device: Arc<MappedDevice>,
+    opener: Opener,
 }
+
+/// Who opened; `None` is somebody else than a table.
+///
+/// COMPAT: all of a mapped device's tables together open another device once per mode, as open counts show.
+type Opener = Option<(DevNo, bool)>;
 
 impl OpenClaim {
     /// The device that is open.
@@ -23,7 +29,7 @@ impl OpenClaim {
 
 impl Drop for OpenClaim {
     fn drop(&mut self) {
-        self.device.openings().close();
+        self.device.openings().close(self.opener);
     }
 }
 
@@ -39,29 +45,38 @@ pub(crate) struct Openings {
 
 #[derive(Default)]
 struct State {
-    count: u32,
+    /// How many claims each opener holds.
+    openers: Vec<(Opener, u32)>,
     removing: bool,
 }
 
 impl Openings {
     pub(crate) fn count(&self) -> u32 {
-        self.state.lock().count
+        let state = self.state.lock();
+        let count = |(opener, claims): &(Opener, u32)| if opener.is_some() { 1 } else { *claims };
+        state.openers.iter().map(count).sum()
     }
 
-    fn open(&self) -> bool {
+    fn open(&self, opener: Opener) -> bool {
         let mut state = self.state.lock();
         if state.removing {
             return false;
         }
-        state.count += 1;
+        match state.openers.iter_mut().find(|(who, _)| *who == opener) {
+            Some((_, claims)) => *claims += 1,
+            None => state.openers.push((opener, 1)),
+        }
         true
     }
 
-    fn close(&self) {
+    fn close(&self, opener: Opener) {
         let last = {
             let mut state = self.state.lock();
-            state.count -= 1;
-            state.count == 0
+            if let Some((_, claims)) = state.openers.iter_mut().find(|(who, _)| *who == opener) {
+                *claims -= 1;
+            }
+            state.openers.retain(|(_, claims)| *claims > 0);
+            state.openers.is_empty()
         };
         if last && let Some(hook) = self.on_last_close.lock().as_ref() {
             hook();
@@ -71,7 +86,7 @@ impl Openings {
     /// From now on nobody opens the device; `false` when somebody has it open.
     fn begin_removal(&self, open_outside: &dyn Fn() -> bool) -> bool {
         let mut state = self.state.lock();
-        if state.count > 0 || open_outside() {
+        if !state.openers.is_empty() || open_outside() {
             return false;
         }
         state.removing = true;
@@ -82,11 +97,16 @@ impl Openings {
 impl MappedDevice {
     /// Opens the device; it cannot be removed until the claim is dropped. ENXIO when it is being removed.
     pub fn open(self: &Arc<Self>) -> Result<OpenClaim, DeviceError> {
-        if !self.openings().open() {
+        self.open_as(None)
+    }
+
+    fn open_as(self: &Arc<Self>, opener: Opener) -> Result<OpenClaim, DeviceError> {
+        if !self.openings().open(opener) {
             return Err(DeviceError::Removed { dev: self.dev_no() });
         }
         Ok(OpenClaim {
             device: self.clone(),
+            opener,
         })
     }
 
@@ -110,10 +130,12 @@ impl MappedDevice {
                 errno: ELOOP,
             });
         }
-        let claim = self.open().map_err(|error| OpenDeviceError {
-            reason: error.to_string(),
-            errno: error.errno(),
-        })?;
+        let claim = self
+            .open_as(Some((by, read_only)))
+            .map_err(|error| OpenDeviceError {
+                reason: error.to_string(),
+                errno: error.errno(),
+            })?;
         Ok(DeviceUse {
             dev: self.clone(),
             id: DeviceId::Block(self.dev_no()),
@@ -146,7 +168,7 @@ impl MappedDevice {
         self.openings().state.lock().removing = false;
     }
 
-    /// How often the device is open in other devices' tables or by [`MappedDevice::open`].
+    /// How many other devices' tables have the device open, plus the claims of [`MappedDevice::open`].
     pub fn open_count(&self) -> u32 {
         self.openings().count()
     }

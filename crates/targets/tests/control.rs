@@ -339,3 +339,55 @@ fn an_error_table_ends_what_can_be_ended() {
     assert_eq!(request(&*dev, Op::Read, 0, 1), BlkStatus::IoErr);
     assert_eq!(dev.size(), Sector(64));
 }
+
+#[test]
+fn a_device_counts_as_one_opener_however_many_lines_it_has() {
+    let world = World::new();
+    let below = world.live("below", "0 64 zero");
+    let above = world.live("above", "0 8 linear below 0\n8 8 linear below 16");
+    load(&above, "0 8 linear below 0").unwrap();
+    assert_eq!(below.open_count(), 1);
+    let claim = below.open().unwrap();
+    assert_eq!(below.info().open_count, 2);
+    drop(claim);
+    let told = Arc::new(std::sync::atomic::AtomicU32::new(0));
+    let hook = told.clone();
+    below.on_last_close(move || {
+        hook.fetch_add(1, Ordering::SeqCst);
+    });
+    above.clear();
+    assert_eq!(told.load(Ordering::SeqCst), 0);
+    above.destroy();
+    assert_eq!((below.open_count(), told.load(Ordering::SeqCst)), (0, 1));
+}
+
+#[test]
+fn devices_stack_deep() {
+    let world = World::new();
+    world.memory("0", 64);
+    let mut devices = Vec::new();
+    for level in 1..=100 {
+        let table = format!("0 64 linear {} 0", level - 1);
+        devices.push(world.live(&level.to_string(), &table));
+    }
+    let top = devices.last().unwrap();
+    assert_eq!(write_fill(&**top, 5, 1, 3), BlkStatus::Ok);
+    assert_eq!(read_bytes(&*devices[0], 5, 1).0, vec![3; 512]);
+    assert!(top.stands_on(devices[0].dev_no()));
+}
+
+#[test]
+fn block_status_goes_through_to_the_devices() {
+    let world = World::new();
+    let below = world.live("below", "0 16 zero\n16 16 error");
+    let dev = world.live("one", "0 8 linear below 4\n8 8 striped 2 4 below 0 below 8");
+    let extents = |dev: &dyn BlockDevice, start, len| {
+        let mut out = Vec::new();
+        let result = dev.extents(Sector(start), Sector(len), &mut out);
+        result.map(|()| (out[0].sectors.raw(), out[0].allocated, out[0].zeroes))
+    };
+    assert_eq!(extents(&*dev, 2, 14), Ok((6, false, true)));
+    assert_eq!(extents(&*dev, 13, 3), Ok((3, false, true)));
+    assert_eq!(extents(&*below, 20, 1), Err(BlkStatus::IoErr));
+    assert_eq!(extents(&*dev, 16, 1), Err(BlkStatus::IoErr));
+}

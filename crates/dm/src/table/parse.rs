@@ -24,3 +24,26 @@ pub fn split_args(params: &str) -> Vec<String> {
 fn is_space(c: char) -> bool {
     matches!(c, ' ' | '\t' | '\n' | '\x0b' | '\x0c' | '\r')
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_are_split_as_the_kernel_does() {
+        let cases: &[(&str, &[&str])] = &[
+            ("", &[]),
+            (" \t\n\x0b ", &[]),
+            ("a b", &["a", "b"]),
+            ("  a\t\tb  ", &["a", "b"]),
+            (r"a\ b c", &["a b", "c"]),
+            (r"\\ \\", &[r"\", r"\"]),
+            (r"a\", &[r"a\"]),
+            (r"\ ", &[" "]),
+            ("/dev/\u{e4}", &["/dev/\u{e4}"]),
+        ];
+        for (params, words) in cases {
+            assert_eq!(split_args(params), *words, "{params:?}");
+        }
+    }
+}
