@@ -12,6 +12,7 @@
 use std::collections::VecDeque;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::BorrowedFd;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -60,6 +61,8 @@ pub struct Connection {
     hung_up: bool,
     /// A request waits in `input` until others have made room.
     stalled: bool,
+    /// `input` holds a whole request, since it stalled: no readiness of the socket will tell of it.
+    unparsed: bool,
     /// No more requests are read, since then.
     draining: Option<Instant>,
     /// The socket failed: replies go nowhere.
@@ -116,6 +119,7 @@ impl Connection {
             writable: true,
             hung_up: false,
             stalled: false,
+            unparsed: false,
             draining: None,
             dead: false,
         }
@@ -145,7 +149,7 @@ impl Connection {
 
     /// Whether another turn would read more.
     pub fn wants_turn(&self) -> bool {
-        self.draining.is_none() && !self.stalled && self.readable
+        self.draining.is_none() && !self.stalled && (self.readable || self.unparsed)
     }
 
     /// Whether nothing is left to be done for it.
@@ -180,7 +184,7 @@ impl Connection {
     pub fn receive(&mut self, resources: &Resources<'_>) {
         self.parse(resources);
         for _ in 0..RECEIVES_PER_TURN {
-            if !self.wants_turn() {
+            if !self.wants_turn() || !self.readable {
                 return;
             }
             match self.fill() {
@@ -227,6 +231,7 @@ impl Connection {
     /// Works through what was received.
     fn parse(&mut self, resources: &Resources<'_>) {
         while self.draining.is_none() && !self.stalled {
+            self.unparsed = false;
             match &mut self.state {
                 State::Payload { buf, filled, .. } => {
                     let part = self.input.take_up_to(buf.len() - *filled);
@@ -269,6 +274,7 @@ impl Connection {
         let crowded = self.in_flight() + self.replies.len() >= REQUESTS_MAX;
         if crowded || (self.bytes > 0 && self.bytes + bytes > BYTES_MAX) {
             self.stalled = true;
+            self.unparsed = true;
             return;
         }
         self.input.take_up_to(REQUEST_BYTES);
@@ -361,7 +367,11 @@ impl Connection {
     }
 
     fn submit(&self, io: Io) {
-        self.agreement.export.device.submit(io);
+        let device = &self.agreement.export.device;
+        // A panic in one device must not end the clients of others. The request fails as it is dropped.
+        if catch_unwind(AssertUnwindSafe(|| device.submit(io))).is_err() {
+            tracing::error!("NBD: a device has panicked on a request");
+        }
     }
 
     /// A part of the request in `slot` has come back.
