@@ -169,15 +169,14 @@ fn a_client_that_takes_no_replies_is_not_read_for_ever() {
     fixture.server().add_export("disk", device.clone(), false).unwrap();
     let mut client = fixture.open("disk");
     *device.hold.lock() = true;
-    for i in 0..300 {
-        client.request(0, 0, i, 0, 1 << 20);
-    }
+    // In one write each: many small ones would fill the socket, and the test would wait for itself.
+    let reads: Vec<u8> = (0..300).flat_map(|i| request(0, 0, i, 0, 1 << 20)).collect();
+    client.put(&reads);
     // 32 MiB in flight, and not one request more.
     eventually("the limit is reached", || device.held() == 32);
     let mut small = fixture.open("disk");
-    for i in 0..1000 {
-        small.request(3, 0, i, 0, 0);
-    }
+    let flushes: Vec<u8> = (0..1000).flat_map(|i| request(3, 0, i, 0, 0)).collect();
+    small.put(&flushes);
     eventually("the limit is reached", || device.held() == 32 + 256);
     device.release_backwards();
     for _ in 0..300 {

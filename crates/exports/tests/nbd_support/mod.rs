@@ -72,7 +72,7 @@ impl Fixture {
 
 /// Waits for something that must happen; only a failing test takes the whole time.
 pub fn eventually(what: &str, mut check: impl FnMut() -> bool) {
-    let end = Instant::now() + Duration::from_secs(30);
+    let end = Instant::now() + Duration::from_secs(20);
     while !check() {
         assert!(Instant::now() < end, "never: {what}");
         std::thread::sleep(Duration::from_millis(2));
@@ -86,7 +86,7 @@ pub struct Client<S = UnixStream> {
 
 impl Client {
     fn new(stream: UnixStream) -> Self {
-        stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
         Self { stream }
     }
 }
