@@ -55,8 +55,9 @@ fn damage(disk: &SimMetadataDisk, blocks: &[u64], rng: &mut SmallRng) {
         for _ in 0..rng.random_range(1..4) {
             let header = rng.random_range(0..3) == 0;
             let at = rng.random_range(0..if header { 8 } else { 512 }) * 8;
-            let value = match rng.random_range(0..5) {
+            let value = match rng.random_range(0..6) {
                 0 => rng.random(),
+                5 => block,
                 1 => other,
                 2 => rng.random_range(0..300),
                 3 => u64::MAX,

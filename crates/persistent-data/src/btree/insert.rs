@@ -6,9 +6,11 @@ use crate::block::BlockKind;
 use crate::error::Result;
 use crate::transaction_manager::TransactionManager;
 
-/// A sibling takes entries only when it has at least this share of its capacity free (1/n):
+/// A sibling takes entries only when it has more than this share of its capacity free (1/n):
 /// moving less would soon have to be repeated.
 const SHIFT_SHARE_MIN: usize = 8;
+/// And never when it has less than this free, so that it has room left for the key itself.
+const SHIFT_FREE_MIN: usize = 4;
 
 /// Sets `key` to `value`; gives the tree's new root and whether the key is new.
 ///
@@ -74,6 +76,9 @@ fn put<V: ValueOps>(
         let mut child = shadow(tm, ops, old_child)?;
         if child != old_child {
             NodeMut(tm.write(block)?).set_child(at, child);
+        }
+        if child == block {
+            return Err(too_deep(block));
         }
         if needs_room(tm, child, key)? {
             make_room(tm, ops, block, at, key)?;
@@ -155,7 +160,8 @@ fn shift_room(tm: &mut TransactionManager, sibling: u64) -> Result<Option<usize>
         .read(sibling, BlockKind::Node, crate::MayRead::Yes)?;
     let node = Node(&bytes);
     let free = node.max() - node.len();
-    Ok((free > node.max() / SHIFT_SHARE_MIN).then_some(free))
+    let worth_it = free >= SHIFT_FREE_MIN && free > node.max() / SHIFT_SHARE_MIN;
+    Ok(worth_it.then_some(free))
 }
 
 /// Moves the first `count` entries of child `at` to its left neighbour.

@@ -95,6 +95,14 @@ pub(crate) fn check_siblings(block: u64, a: Node<'_>, b: Node<'_>) -> Result<()>
     Ok(())
 }
 
+/// In a crafted image a node may be its own descendant and shrink while its entries are walked.
+fn check_entry(block: u64, node: Node<'_>, at: usize) -> Result<()> {
+    if node.is_leaf() || at >= node.len() {
+        return Err(too_deep(block));
+    }
+    Ok(())
+}
+
 struct Removal<'a, V> {
     tm: &'a mut TransactionManager,
     ops: &'a mut V,
@@ -129,6 +137,7 @@ impl<V: ValueOps> Removal<'_, V> {
         // Backwards, so that removing an entry does not move those still to come.
         for at in (first..last).rev() {
             let node = Node(self.tm.write(block)?);
+            check_entry(block, node, at)?;
             let (low, child) = (node.key(at), node.child(at));
             let high = if at + 1 < node.len() {
                 Some(node.key(at + 1))
@@ -138,7 +147,9 @@ impl<V: ValueOps> Removal<'_, V> {
             let whole = begin <= low && high.is_some_and(|high| high <= end);
             if whole {
                 self.drop_subtree(child, depth + 1, true)?;
-                NodeMut(self.tm.write(block)?).remove(at, at + 1);
+                let mut node = NodeMut(self.tm.write(block)?);
+                check_entry(block, node.view(), at)?;
+                node.remove(at, at + 1);
                 continue;
             }
             let child = shadow(self.tm, self.ops, child)?;
@@ -146,6 +157,7 @@ impl<V: ValueOps> Removal<'_, V> {
             let trimmed = Node(self.tm.write(child)?);
             let first_key = (trimmed.len() > 0).then(|| trimmed.key(0));
             let mut node = NodeMut(self.tm.write(block)?);
+            check_entry(block, node.view(), at)?;
             match first_key {
                 Some(key) => {
                     node.set_child(at, child);

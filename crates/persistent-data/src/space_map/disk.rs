@@ -137,6 +137,14 @@ impl DiskSpaceMap {
                 ),
             ));
         }
+        // Before the first of them is made: they are pinned in memory until the commit.
+        let bitmaps = |blocks: u64| blocks.div_ceil(super::ENTRIES_PER_BITMAP);
+        if bitmaps(nr_blocks) - bitmaps(self.nr_blocks()) > tm.nr_free() {
+            return Err(MetadataError::new(
+                ErrorKind::NoSpace(crate::Space::Metadata),
+                "the metadata device is too small for a data device of that size",
+            ));
+        }
         let (source, counts) = self.split(tm.reader());
         let new = counts.extend(&source, nr_blocks)?;
         for at in new {
