@@ -49,7 +49,12 @@ impl MessageError {
         }
     }
 
-    /// The target takes no messages, or not this one (EINVAL as in the kernel).
+    /// The target takes no messages at all (EINVAL as in the kernel).
+    pub fn none_supported() -> Self {
+        Self::new("Target type does not support messages", EINVAL)
+    }
+
+    /// The target does not take this message (EINVAL as in the kernel).
     pub fn unsupported(message: &str) -> Self {
         Self::new(format!("unrecognised message: {message}"), EINVAL)
     }

@@ -163,7 +163,8 @@ pub trait Target: Send + Sync {
 
     /// Obeys a message, words split already; `Some` is the reply.
     fn message(&self, argv: &[String]) -> Result<Option<String>, MessageError> {
-        Err(MessageError::unsupported(&argv.join(" ")))
+        let _ = argv;
+        Err(MessageError::none_supported())
     }
 
     /// Names every device the target stands on, in the order in which they were opened: for deps, limits, loops.

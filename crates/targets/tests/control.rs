@@ -265,7 +265,7 @@ fn messages_go_to_the_target_at_their_sector() {
         let argv: Vec<String> = words.iter().map(|w| (*w).to_owned()).collect();
         dev.message(Sector(sector), &argv).unwrap_err()
     };
-    assert_eq!(send(0, &["hello"]).errno(), 6);
+    assert_eq!(dev.message(Sector(0), &["hello".to_owned()]), Ok(None));
     load(&dev, "0 8 zero").unwrap();
     resume(&dev).unwrap();
     assert_eq!(send(0, &[]).to_string(), "Empty message received.");
@@ -274,6 +274,10 @@ fn messages_go_to_the_target_at_their_sector() {
         "Target message sector outside device."
     );
     assert_eq!(send(0, &["hello"]).errno(), 22);
+    assert_eq!(
+        send(5, &["hello"]).to_string(),
+        "Target type does not support messages"
+    );
     assert_eq!(
         send(0, &["@nonsense"]).to_string(),
         "Unsupported message sent to DM core: @nonsense"
