@@ -5,6 +5,7 @@ use std::fs;
 use thinmap_units::DevNo;
 
 use super::Dmsetup;
+use super::names::{self, Kind};
 
 /// How `ls` and `deps` show a device.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -61,9 +62,10 @@ impl Dmsetup<'_> {
 
     /// A mapped device's name by number.
     pub(super) fn mapped_name(&mut self, dev: DevNo) -> Option<String> {
-        let devices = self.list_devices().ok()?;
+        let devices = self.all_devices().ok()?;
         let found = devices.into_iter().find(|device| device.dev == dev)?;
-        self.shown_name(&found.name).ok()
+        let name = found.name.as_str();
+        Some(names::unmangle(name, Kind::Name, self.mangling).unwrap_or_else(|_| name.to_owned()))
     }
 }
 

@@ -137,10 +137,10 @@ fn new_name(new: &str, mangling: Mangling) -> Result<String, String> {
     if new.is_empty() {
         return Err("Non empty new name is required.".into());
     }
-    names::check_mangled_once(new, Kind::Name, mangling)?;
+    names::check_mangled_once(new, Kind::NewName, mangling)?;
     if mangling == Mangling::None {
         return Ok(new.to_owned());
     }
-    names::mangle(new, Kind::Name, mangling)
+    names::mangle(new, Kind::NewName, mangling)
         .map_err(|text| format!("{text}\nFailed to mangle new device name \"{new}\""))
 }

@@ -71,7 +71,7 @@ fn create_one(dmsetup: &mut Dmsetup<'_>, name: &str, source: &Source<'_>) -> Don
     } else {
         table_text::read(source).or_else(|text| dmsetup.fail(&text))?
     };
-    let dev = persistent_number(dmsetup)?;
+    let dev = dmsetup.dev_option()?;
     let subject = Subject {
         name: mangled,
         uuid,
@@ -92,17 +92,6 @@ fn create_one(dmsetup: &mut Dmsetup<'_>, name: &str, source: &Source<'_>) -> Don
             Err(end.into())
         }
     }
-}
-
-/// `-j` and `-m`. A concise specification gives a minor alone, which libdevmapper refuses for want of a major.
-fn persistent_number(dmsetup: &mut Dmsetup<'_>) -> Result<Option<DevNo>, Failed> {
-    if dmsetup.switches.has(Switch::Minor) && !dmsetup.switches.has(Switch::Major) {
-        dmsetup
-            .console
-            .error("Missing major number for persistent device.");
-        return dmsetup.fail("Couldn't create ioctl argument.");
-    }
-    dmsetup.dev_option()
 }
 
 fn create_device(

@@ -11,7 +11,7 @@ use super::names::{self, Kind, Mangling};
 use super::report::Report;
 use super::switches::Switch;
 use super::task::Subject;
-use super::{Dmsetup, Failed, node};
+use super::{Dmsetup, Failed};
 
 /// What a field needs to be known.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -293,16 +293,7 @@ const ID_WIDTH: usize = 21;
 pub fn find(word: &str) -> Vec<&'static Field> {
     let canonical = |text: &str| text.replace('_', "").to_ascii_lowercase();
     let wanted = canonical(word);
-    let one = FIELDS.iter().find(|field| {
-        let id = canonical(field.id);
-        let prefixed = SECTIONS.iter().any(|(prefix, _, sections)| {
-            sections.contains(&field.section)
-                && !prefix.is_empty()
-                && format!("{}{id}", canonical(prefix)) == wanted
-        });
-        id == wanted || prefixed
-    });
-    if let Some(field) = one {
+    if let Some(field) = FIELDS.iter().find(|field| canonical(field.id) == wanted) {
         return vec![field];
     }
     let in_section = |sections: &[Section]| {
@@ -415,6 +406,7 @@ impl Row {
             "unmangled_uuid",
             unmangled(&uuid, Kind::Uuid, dmsetup.mangling),
         );
+        let shown_name = name.clone();
         row.set("name", name);
         row.set("uuid", uuid);
         if report.needs_field("blkdevname") {
@@ -422,8 +414,8 @@ impl Row {
             row.set("blkdevname", block_name);
         }
         if report.needs_field("read_ahead") {
-            let node = dmsetup.paths.dev_dir.join(info.name.as_str());
-            row.set("read_ahead", node::read_ahead_sectors(&node));
+            let sectors = dmsetup.read_ahead(info, &shown_name).unwrap_or(0);
+            row.set("read_ahead", sectors);
         }
         if report.needs(Deps) {
             row.set_deps(dmsetup, info.dev)?;
@@ -577,7 +569,8 @@ mod tests {
     #[test]
     fn fields_are_found_by_any_spelling() {
         assert_eq!(find("VGName")[0].id, "vg_name");
-        assert_eq!(find("info_attr")[0].id, "attr");
+        assert_eq!(find("_ATTR")[0].id, "attr");
+        assert!(find("info_attr").is_empty());
         assert_eq!(find("splitname_all").len(), 4);
         assert!(find("nonsense").is_empty());
     }

@@ -5,7 +5,7 @@ use thinmap_control::{DeviceInfo, Request, TableInfo};
 use super::command_table::Call;
 use super::fields::Row;
 use super::switches::Switch;
-use super::task::TaskEnd;
+use super::task::{TaskEnd, errno_text};
 use super::{Dmsetup, Done, node};
 
 /// Target count and mode of the table that is asked about; the live one unless `inactive`.
@@ -64,7 +64,7 @@ impl Dmsetup<'_> {
         let name = self.shown_name(&info.name)?;
         let uuid = self.shown_uuid(info.uuid.as_ref())?;
         let table = shown_table(info, self.switches.has(Switch::Inactive));
-        let node = self.paths.dev_dir.join(info.name.as_str());
+        let read_ahead = self.read_ahead(info, &name);
         let tables = match (info.live.is_some(), info.inactive.is_some()) {
             (false, false) => "None",
             (true, false) => "LIVE",
@@ -86,7 +86,9 @@ impl Dmsetup<'_> {
                 ""
             },
         );
-        text += &format!("Read Ahead:        {}\n", node::read_ahead_sectors(&node));
+        if let Some(sectors) = read_ahead {
+            text += &format!("Read Ahead:        {sectors}\n");
+        }
         text += &format!("Tables present:    {tables}\n");
         text += &format!("Open count:        {}\n", info.open_count);
         text += &format!("Event number:      {}\n", info.event_nr);
@@ -100,6 +102,24 @@ impl Dmsetup<'_> {
         }
         self.console.line(&text);
         Ok(())
+    }
+
+    /// The read-ahead in sectors. The kernel makes the block device when a table is first loaded; before that there is
+    /// none, which libdevmapper complains about and forgives.
+    pub(super) fn read_ahead(&mut self, info: &DeviceInfo, shown_name: &str) -> Option<u32> {
+        match node::read_ahead_sectors(&self.paths.dev_dir.join(info.name.as_str())) {
+            Ok(sectors) => Some(sectors),
+            Err(_) if info.live.is_some() || info.inactive.is_some() => {
+                Some(node::READ_AHEAD_DEFAULT)
+            }
+            Err(error) => {
+                let node = self.paths.dev_dir.join(shown_name);
+                let reason = errno_text(error.raw_os_error().unwrap_or_default());
+                self.console
+                    .error(&format!("{}: open failed: {reason}", node.display()));
+                None
+            }
+        }
     }
 
     /// Adds a device to the report, or runs the command on it that `-S` put aside.

@@ -30,6 +30,8 @@ impl Mangling {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Kind {
     Name,
+    /// The one that a device is renamed to.
+    NewName,
     Uuid,
 }
 
@@ -37,6 +39,7 @@ impl Kind {
     fn label(self) -> &'static str {
         match self {
             Self::Name => "name",
+            Self::NewName => "new name",
             Self::Uuid => "UUID",
         }
     }

@@ -2,6 +2,7 @@
 //! read-ahead. Nodes themselves are made and taken away by the daemon.
 
 use std::fs;
+use std::io;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
@@ -10,7 +11,7 @@ use thinmap_units::DevNo;
 use super::switches::ReadAheadWish;
 
 /// What Linux gives a block device that nobody tuned, in sectors.
-const READ_AHEAD_DEFAULT: u32 = 256;
+pub const READ_AHEAD_DEFAULT: u32 = 256;
 
 /// The name of the device that `path` leads to; an error is the line to print.
 ///
@@ -75,7 +76,7 @@ pub fn set_owner_and_mode(
     mode: Option<u32>,
 ) -> Result<(), String> {
     let failed =
-        |what: &str, error: std::io::Error| format!("{}: {what} failed: {error}", node.display());
+        |what: &str, error: io::Error| format!("{}: {what} failed: {error}", node.display());
     if uid.is_some() || gid.is_some() {
         std::os::unix::fs::chown(node, uid, gid).map_err(|error| failed("chown", error))?;
     }
@@ -86,14 +87,16 @@ pub fn set_owner_and_mode(
     Ok(())
 }
 
-/// The read-ahead of the block device behind a node, in sectors.
+/// The read-ahead of the block device behind a node, in sectors; without a node, why it cannot be opened.
 ///
-/// COMPAT: without a block device (NBD or FUSE file only) this is what Linux gives a new one.
-pub fn read_ahead_sectors(node: &Path) -> u32 {
-    read_ahead_file(node)
+/// COMPAT: a node that is no block device (a FUSE file, say) has what Linux gives a new one.
+pub fn read_ahead_sectors(node: &Path) -> io::Result<u32> {
+    fs::metadata(node)?;
+    let sectors = read_ahead_file(node)
         .and_then(|file| fs::read_to_string(file).ok())
         .and_then(|text| text.trim().parse::<u32>().ok())
-        .map_or(READ_AHEAD_DEFAULT, |kib| kib.saturating_mul(2))
+        .map_or(READ_AHEAD_DEFAULT, |kib| kib.saturating_mul(2));
+    Ok(sectors)
 }
 
 /// Sets the read-ahead; does nothing without a block device.
@@ -102,7 +105,7 @@ pub fn set_read_ahead(node: &Path, wish: ReadAheadWish) -> Result<(), String> {
         ReadAheadWish::Auto => return Ok(()),
         ReadAheadWish::None => 0,
         ReadAheadWish::Sectors { sectors, minimum } => {
-            if minimum && read_ahead_sectors(node) >= sectors {
+            if minimum && read_ahead_sectors(node).is_ok_and(|present| present >= sectors) {
                 return Ok(());
             }
             sectors

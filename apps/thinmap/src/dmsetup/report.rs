@@ -102,7 +102,7 @@ impl Dmsetup<'_> {
 
     fn parse_columns(&mut self, options: &str) -> Result<Vec<&'static Field>, Failed> {
         let mut columns = Vec::new();
-        for word in options.split(',').filter(|word| !word.is_empty()) {
+        for word in words(options) {
             let found = fields::find(word);
             if found.is_empty() {
                 fields::print_fields(&mut self.console, false);
@@ -115,10 +115,10 @@ impl Dmsetup<'_> {
 
     fn parse_keys(&mut self, keys: &str) -> Result<Vec<SortKey>, Failed> {
         let mut parsed: Vec<SortKey> = Vec::new();
-        for word in keys.split(',').filter(|word| !word.is_empty()) {
+        for word in words(keys) {
             let descending = word.starts_with('-');
             let name = word.strip_prefix(['+', '-']).unwrap_or(word);
-            if name.is_empty() {
+            if name.is_empty() && !word.is_empty() {
                 self.console.error("dm_report: Missing sort field name");
             }
             let [field] = fields::find(name)[..] else {
@@ -134,6 +134,15 @@ impl Dmsetup<'_> {
         }
         Ok(parsed)
     }
+}
+
+/// Words between commas. Several commas count as one, but a trailing one leaves an empty word, which no field is.
+fn words(list: &str) -> Vec<&str> {
+    let mut words: Vec<&str> = list.split(',').filter(|word| !word.is_empty()).collect();
+    if list.ends_with(',') {
+        words.push("");
+    }
+    words
 }
 
 impl Report {

@@ -241,7 +241,7 @@ impl<'a> Parser<'a, '_, '_> {
             ));
             return self.syntax_error(start);
         }
-        let value = self.value(start)?;
+        let value = self.value(field, start)?;
         let test = self.test(field, operator, value, start)?;
         Ok(Comparison { field, test })
     }
@@ -256,7 +256,14 @@ impl<'a> Parser<'a, '_, '_> {
         match operator {
             Operator::Pattern { negated } => match Regex::new(&value) {
                 Ok(pattern) => Ok(Test::Pattern { pattern, negated }),
-                Err(_) => self.syntax_error(start),
+                Err(_) => {
+                    self.console.error("Couldn't parse regex");
+                    self.console.error(&format!(
+                        "dm_report: failed to create regex matcher for selection field {}",
+                        field.id
+                    ));
+                    Err(())
+                }
             },
             Operator::Order(order) if field.numeric => match value.parse() {
                 Ok(value) => Ok(Test::Number { value, order }),
@@ -277,13 +284,17 @@ impl<'a> Parser<'a, '_, '_> {
     }
 
     /// A quoted text, or one that ends at space or a logical operator.
-    fn value(&mut self, start: &str) -> Result<String, ()> {
+    fn value(&mut self, field: &Field, start: &str) -> Result<String, ()> {
         for quote in ['"', '\''] {
             let Some(rest) = self.rest.strip_prefix(quote) else {
                 continue;
             };
             let Some((value, tail)) = rest.split_once(quote) else {
                 self.console.error("Missing end quote.");
+                self.console.error(&format!(
+                    "Failed to parse string value for selection field {}.",
+                    field.id
+                ));
                 return self.syntax_error(start);
             };
             self.rest = tail;

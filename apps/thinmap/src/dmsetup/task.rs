@@ -115,16 +115,22 @@ impl Dmsetup<'_> {
         self.fail("No device specified.")
     }
 
-    /// `-j` and `-m`.
+    /// `-j` and `-m`. Without a major (a concise specification has none) the device-mapper one is meant.
     pub(super) fn dev_option(&mut self) -> Result<Option<DevNo>, Failed> {
         let number = |switch| self.switches.number(switch);
-        let (Some(major), Some(minor)) = (number(Switch::Major), number(Switch::Minor)) else {
+        let Some(minor) = number(Switch::Minor).and_then(|minor| u32::try_from(minor).ok()) else {
             return Ok(None);
         };
-        match (u32::try_from(major), u32::try_from(minor)) {
-            (Ok(major), Ok(minor)) if major > 0 => Ok(Some(DevNo::new(major, minor))),
-            (_, Err(_)) => Ok(None),
-            _ => {
+        let major = match number(Switch::Major) {
+            Some(major) => u32::try_from(major).ok().filter(|major| *major > 0),
+            None => {
+                let devices = self.all_devices()?;
+                Some(devices.first().map_or(0, |device| device.dev.major))
+            }
+        };
+        match major {
+            Some(major) => Ok(Some(DevNo::new(major, minor))),
+            None => {
                 self.console
                     .error("Missing major number for persistent device.");
                 self.fail("Couldn't create ioctl argument.")
@@ -235,8 +241,25 @@ impl Dmsetup<'_> {
         }
     }
 
-    /// Every device, sorted by name.
+    /// Every device, sorted by name. Fails when a name cannot be shown, after telling of each.
     pub(super) fn list_devices(&mut self) -> Result<Vec<DeviceListEntry>, TaskEnd> {
+        let devices = self.all_devices()?;
+        let mut shown = Ok(());
+        for device in &devices {
+            let name = self.shown_name(&device.name).map(drop);
+            let uuid = self.shown_uuid(device.uuid.as_ref()).map(drop);
+            shown = name.and(uuid).and(shown);
+        }
+        match shown {
+            Ok(()) => Ok(devices),
+            Err(Failed) => Err(TaskEnd::Failed {
+                errno: Errno::INVAL.raw_os_error(),
+            }),
+        }
+    }
+
+    /// Every device, sorted by name, whatever the name.
+    pub(super) fn all_devices(&mut self) -> Result<Vec<DeviceListEntry>, TaskEnd> {
         let request = Request::ListDevices {
             name_prefix: String::new(),
             uuid_prefix: String::new(),
