@@ -23,7 +23,10 @@ fn requests_completed_out_of_order_from_another_thread() {
     let fixture = Fixture::new(|_| {});
     let device = HandDevice::new(MIB);
     device.memory.grow(Sector(4096));
-    fixture.server().add_export("disk", device.clone(), false).unwrap();
+    fixture
+        .server()
+        .add_export("disk", device.clone(), false)
+        .unwrap();
     let mut client = fixture.open("disk");
     *device.hold.lock() = true;
     for i in 0..50u64 {
@@ -46,7 +49,10 @@ fn a_removed_export_answers_what_is_in_flight_and_closes() {
     let fixture = Fixture::new(|_| {});
     let device = HandDevice::new(MIB);
     let other = HandDevice::new(MIB);
-    fixture.server().add_export("disk", device.clone(), false).unwrap();
+    fixture
+        .server()
+        .add_export("disk", device.clone(), false)
+        .unwrap();
     fixture.server().add_export("other", other, false).unwrap();
     let mut client = fixture.open("disk");
     let mut bystander = fixture.open("other");
@@ -102,7 +108,9 @@ fn removal_under_load_from_many_clients() {
             })
         })
         .collect();
-    eventually("all are connected", || fixture.server().connections("disk") == 16);
+    eventually("all are connected", || {
+        fixture.server().connections("disk") == 16
+    });
     let drain = fixture.server().remove_export("disk").unwrap();
     eventually("drained", || drain.is_drained());
     for end in ends {
@@ -118,10 +126,17 @@ fn names_sizes_and_openers() {
     server.add_export("a", device.clone(), false).unwrap();
     let taken = server.add_export("a", device.clone(), false);
     assert!(matches!(taken, Err(NbdServerError::ExportExists(_))));
-    assert!(server.add_export(&"x".repeat(5000), device.clone(), false).is_err());
+    assert!(
+        server
+            .add_export(&"x".repeat(5000), device.clone(), false)
+            .is_err()
+    );
     let mut old = fixture.open("a");
     server.rename_export("a", "b").unwrap();
-    assert!(matches!(server.rename_export("a", "c"), Err(NbdServerError::NoExport(_))));
+    assert!(matches!(
+        server.rename_export("a", "c"),
+        Err(NbdServerError::NoExport(_))
+    ));
     assert_eq!((server.connections("a"), server.connections("b")), (0, 1));
     assert_eq!(server.exports(), ["b"]);
     device.grow(Sector(16));
@@ -147,7 +162,10 @@ fn a_client_that_dies_mid_write_changes_nothing() {
 fn a_client_that_dies_with_requests_at_the_device_is_kept_until_they_return() {
     let fixture = Fixture::new(|_| {});
     let device = HandDevice::new(MIB);
-    fixture.server().add_export("disk", device.clone(), false).unwrap();
+    fixture
+        .server()
+        .add_export("disk", device.clone(), false)
+        .unwrap();
     *device.hold.lock() = true;
     let mut client = fixture.open("disk");
     client.request(0, 0, 2, 0, 65536);
@@ -166,11 +184,16 @@ fn a_client_that_dies_with_requests_at_the_device_is_kept_until_they_return() {
 fn a_client_that_takes_no_replies_is_not_read_for_ever() {
     let fixture = Fixture::new(|_| {});
     let device = HandDevice::new(4 * MIB);
-    fixture.server().add_export("disk", device.clone(), false).unwrap();
+    fixture
+        .server()
+        .add_export("disk", device.clone(), false)
+        .unwrap();
     let mut client = fixture.open("disk");
     *device.hold.lock() = true;
     // In one write each: many small ones would fill the socket, and the test would wait for itself.
-    let reads: Vec<u8> = (0..300).flat_map(|i| request(0, 0, i, 0, 1 << 20)).collect();
+    let reads: Vec<u8> = (0..300)
+        .flat_map(|i| request(0, 0, i, 0, 1 << 20))
+        .collect();
     client.put(&reads);
     // 32 MiB in flight, and not one request more.
     eventually("the limit is reached", || device.held() == 32);
@@ -222,7 +245,9 @@ fn silence_and_crowds_are_turned_away() {
     assert_eq!(fixture.connect().rest(), b"", "one too many");
     assert_eq!(clients[2].read(0, 512).unwrap(), [0; 512]);
     clients.pop();
-    eventually("a place is free", || fixture.server().connections("disk") == 2);
+    eventually("a place is free", || {
+        fixture.server().connections("disk") == 2
+    });
     assert_eq!(fixture.open("disk").read(0, 512).unwrap(), [0; 512]);
 }
 
@@ -268,7 +293,9 @@ fn random_bytes_at_every_stage_hurt_only_their_sender() {
         drop(stream);
         assert!(honest.read(0, 512).is_ok(), "seed {seed}");
     }
-    eventually("only the honest one is left", || fixture.server().connections("disk") == 1);
+    eventually("only the honest one is left", || {
+        fixture.server().connections("disk") == 1
+    });
 }
 
 struct Panicking;
@@ -290,7 +317,10 @@ impl BlockDevice for Panicking {
 #[test]
 fn a_device_that_panics_fails_its_request_only() {
     let fixture = Fixture::with_disk(1);
-    fixture.server().add_export("bad", Arc::new(Panicking), false).unwrap();
+    fixture
+        .server()
+        .add_export("bad", Arc::new(Panicking), false)
+        .unwrap();
     let mut clients: Vec<_> = (0..4).map(|_| fixture.open("disk")).collect();
     assert_eq!(fixture.open("bad").read(0, 512), Err(5));
     for client in &mut clients {
@@ -302,17 +332,26 @@ fn a_device_that_panics_fails_its_request_only() {
 fn a_file_serves_many_clients_at_once() {
     let file = tempfile::NamedTempFile::new_in(".").unwrap();
     file.as_file().set_len(16 * MIB).unwrap();
-    let mode = OpenMode { read_only: false, exclusive: false };
+    let mode = OpenMode {
+        read_only: false,
+        exclusive: false,
+    };
     let device = FileDevice::open(file.path(), mode).unwrap();
     let fixture = Fixture::new(|_| {});
-    fixture.server().add_export("file", Arc::new(device), false).unwrap();
+    fixture
+        .server()
+        .add_export("file", Arc::new(device), false)
+        .unwrap();
     std::thread::scope(|scope| {
         for n in 0..32u64 {
             let mut client = fixture.open("file");
             scope.spawn(move || {
                 for round in 0..20u64 {
                     let at = n * 256 * 1024 + round * 8192;
-                    assert_eq!(client.write(at, &[(n + round) as u8; 8192], (round % 2) as u16), 0);
+                    assert_eq!(
+                        client.write(at, &[(n + round) as u8; 8192], (round % 2) as u16),
+                        0
+                    );
                     assert_eq!(client.read(at, 8192).unwrap(), [(n + round) as u8; 8192]);
                 }
                 assert_eq!(client.status_of(3, 0, 0, 0), 0);
@@ -327,8 +366,14 @@ fn the_socket_is_private_replaced_when_dead_and_removed_at_the_end() {
     let path = fixture.socket.clone();
     let mode = std::fs::metadata(&path).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o600);
-    let config = || NbdConfig { unix: Some(path.clone()), ..NbdConfig::default() };
-    assert!(matches!(NbdServer::start(config()), Err(NbdServerError::SocketInUse(_))));
+    let config = || NbdConfig {
+        unix: Some(path.clone()),
+        ..NbdConfig::default()
+    };
+    assert!(matches!(
+        NbdServer::start(config()),
+        Err(NbdServerError::SocketInUse(_))
+    ));
     let mut client = fixture.open("disk");
     client.request(3, 0, 1, 0, 0);
     assert_eq!(client.simple(), (1, 0));
@@ -339,14 +384,20 @@ fn the_socket_is_private_replaced_when_dead_and_removed_at_the_end() {
     drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
     drop(NbdServer::start(config()).unwrap());
     std::fs::write(&path, "not a socket").unwrap();
-    assert!(matches!(NbdServer::start(config()), Err(NbdServerError::NotASocket(_))));
+    assert!(matches!(
+        NbdServer::start(config()),
+        Err(NbdServerError::NotASocket(_))
+    ));
 }
 
 #[test]
 fn shutdown_waits_for_the_device() {
     let mut fixture = Fixture::new(|_| {});
     let device = HandDevice::new(MIB);
-    fixture.server().add_export("disk", device.clone(), false).unwrap();
+    fixture
+        .server()
+        .add_export("disk", device.clone(), false)
+        .unwrap();
     *device.hold.lock() = true;
     let mut client = fixture.open("disk");
     client.request(0, 0, 2, 0, 512);
@@ -360,7 +411,9 @@ fn shutdown_waits_for_the_device() {
             done.store(true, Ordering::Release);
         }
     });
-    eventually("new clients are refused", || UnixStream::connect(&fixture.socket).is_err());
+    eventually("new clients are refused", || {
+        UnixStream::connect(&fixture.socket).is_err()
+    });
     assert!(!done.load(Ordering::Acquire));
     device.release_backwards();
     assert_eq!(client.chunk().2, 2);
@@ -371,7 +424,10 @@ fn shutdown_waits_for_the_device() {
 #[test]
 fn tcp_beyond_loopback_needs_tls() {
     let config = |addr: &str| NbdConfig {
-        tcp: Some(TcpConfig { addr: addr.parse().unwrap(), tls: None }),
+        tcp: Some(TcpConfig {
+            addr: addr.parse().unwrap(),
+            tls: None,
+        }),
         ..NbdConfig::default()
     };
     for addr in ["0.0.0.0:0", "[::]:0", "192.0.2.1:10809"] {

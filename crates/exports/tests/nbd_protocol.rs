@@ -16,7 +16,10 @@ const UNKNOWN: u32 = 0x8000_0006;
 fn list_info_and_unknown_options() {
     let fixture = Fixture::with_disk(1);
     let device = HandDevice::new(MIB);
-    fixture.server().add_export("another", device, true).unwrap();
+    fixture
+        .server()
+        .add_export("another", device, true)
+        .unwrap();
     let mut client = fixture.connect();
     client.hello();
     let replies = client.ask(3, &[]);
@@ -45,9 +48,19 @@ fn list_info_and_unknown_options() {
         assert_eq!(client.ask(option, b"any")[0].0, UNSUP);
     }
     assert_eq!(client.ask(5, &[])[0].0, UNSUP, "STARTTLS without TLS");
-    for broken in [&b""[..], &[0, 0], &[0, 0, 0, 9, 1], &[0, 0, 0, 0, 0, 5], &[255; 8]] {
+    for broken in [
+        &b""[..],
+        &[0, 0],
+        &[0, 0, 0, 9, 1],
+        &[0, 0, 0, 0, 0, 5],
+        &[255; 8],
+    ] {
         for option in [6, 7, 9, 10] {
-            assert_eq!(client.ask(option, broken)[0].0, INVALID, "{option} {broken:?}");
+            assert_eq!(
+                client.ask(option, broken)[0].0,
+                INVALID,
+                "{option} {broken:?}"
+            );
         }
     }
     assert_eq!(client.ask(2, &[])[0].0, ACK);
@@ -84,11 +97,15 @@ fn violations_in_the_handshake_end_it() {
     let fixture = Fixture::with_disk(1);
     let mut long = b"IHAVEOPT\0\0\0\x03".to_vec();
     long.extend(u32::MAX.to_be_bytes());
-    for bytes in [&b"\xff\xff\xff\xff"[..], b"\0\0\0\x03IHAVEOPX\0\0\0\x03\0\0\0\0", &{
-        let mut bytes = vec![0, 0, 0, 3];
-        bytes.extend(&long);
-        bytes
-    }] {
+    for bytes in [
+        &b"\xff\xff\xff\xff"[..],
+        b"\0\0\0\x03IHAVEOPX\0\0\0\x03\0\0\0\0",
+        &{
+            let mut bytes = vec![0, 0, 0, 3];
+            bytes.extend(&long);
+            bytes
+        },
+    ] {
         let mut client = fixture.connect();
         client.bytes(18);
         client.put(bytes);
@@ -102,14 +119,26 @@ fn meta_contexts() {
     let fixture = Fixture::new(|_| {});
     let device = HandDevice::new(MIB);
     *device.extents.lock() = vec![
-        Extent { sectors: Sector(8), allocated: true, zeroes: false },
-        Extent { sectors: Sector(4096), allocated: false, zeroes: true },
+        Extent {
+            sectors: Sector(8),
+            allocated: true,
+            zeroes: false,
+        },
+        Extent {
+            sectors: Sector(4096),
+            allocated: false,
+            zeroes: true,
+        },
     ];
     fixture.server().add_export("disk", device, false).unwrap();
     let mut client = fixture.connect();
     client.hello();
     let base = context_data("disk", &["base:allocation"]);
-    assert_eq!(client.ask(10, &base)[0].0, INVALID, "needs structured replies");
+    assert_eq!(
+        client.ask(10, &base)[0].0,
+        INVALID,
+        "needs structured replies"
+    );
     assert_eq!(client.ask(8, &[])[0].0, ACK);
     assert_eq!(client.ask(9, &context_data("nobody", &[]))[0].0, UNKNOWN);
     let listed = (4, b"\0\0\0\0base:allocation".to_vec());
@@ -117,14 +146,19 @@ fn meta_contexts() {
         assert_eq!(client.ask(9, &context_data("disk", queries))[0], listed);
     }
     assert_eq!(client.ask(9, &context_data("disk", &["x:"]))[0].0, ACK);
-    assert_eq!(client.ask(10, &base)[0], (4, b"\0\0\0\x01base:allocation".to_vec()));
+    assert_eq!(
+        client.ask(10, &base)[0],
+        (4, b"\0\0\0\x01base:allocation".to_vec())
+    );
     assert_eq!(client.go("disk", &[]), ACK);
     client.request(7, 0, 3, 0, 1 << 20);
     let (flags, kind, cookie, payload) = client.chunk();
     assert_eq!((flags, kind, cookie), (1, 5, 3));
     assert_eq!(
         payload,
-        [0, 0, 0, 1, 0, 0, 16, 0, 0, 0, 0, 0, 0, 15, 240, 0, 0, 0, 0, 3]
+        [
+            0, 0, 0, 1, 0, 0, 16, 0, 0, 0, 0, 0, 0, 15, 240, 0, 0, 0, 0, 3
+        ]
     );
     client.request(7, 8, 4, 0, 1 << 20);
     assert_eq!(client.chunk().3, [0, 0, 0, 1, 0, 0, 16, 0, 0, 0, 0, 0]);
@@ -142,7 +176,10 @@ fn commands_reach_the_device_as_they_were_meant() {
     let fixture = Fixture::new(|_| {});
     let device = HandDevice::new(MIB);
     device.limits.lock().max_discard = Sector(16);
-    fixture.server().add_export("disk", device.clone(), false).unwrap();
+    fixture
+        .server()
+        .add_export("disk", device.clone(), false)
+        .unwrap();
     let mut client = fixture.open("disk");
     assert_eq!(client.write(4096, &[7; 1024], 1), 0);
     assert_eq!(client.read(3584, 1024).unwrap()[511..513], [0, 7]);
@@ -170,7 +207,9 @@ fn commands_reach_the_device_as_they_were_meant() {
     );
     client.request(2, 0, 0, 0, 0);
     assert_eq!(client.rest(), b"");
-    nbd_support::eventually("the client is gone", || fixture.server().connections("disk") == 0);
+    nbd_support::eventually("the client is gone", || {
+        fixture.server().connections("disk") == 0
+    });
 }
 
 #[test]
@@ -179,7 +218,13 @@ fn wrong_requests_are_refused_and_the_stream_stays_in_step() {
     let mut client = fixture.open("disk");
     let end = MIB;
     // Reads: beyond the end, unaligned, empty, too long, unknown flags.
-    for (offset, len) in [(end, 512), (end - 512, 1024), (u64::MAX - 511, 512), (1, 512), (0, 511)] {
+    for (offset, len) in [
+        (end, 512),
+        (end - 512, 1024),
+        (u64::MAX - 511, 512),
+        (1, 512),
+        (0, 511),
+    ] {
         assert_eq!(client.read(offset, len), Err(22), "read {offset}+{len}");
     }
     assert_eq!(client.read(0, 0), Err(22));
@@ -228,7 +273,11 @@ fn read_only_exports_and_large_blocks() {
     server.add_export("rw", device.clone(), false).unwrap();
     let mut client = fixture.connect();
     client.hello();
-    assert_eq!(client.go("rw", &[]), 0x8000_0008, "block size must be asked for");
+    assert_eq!(
+        client.go("rw", &[]),
+        0x8000_0008,
+        "block size must be asked for"
+    );
     let replies = client.ask(7, &info_data("rw", &[3]));
     assert_eq!(replies[0].1[2..10], MIB.to_be_bytes(), "no partial block");
     assert_eq!(replies[1].1, [0, 3, 0, 0, 16, 0, 0, 0, 32, 0, 2, 0, 0, 0]);
@@ -250,7 +299,10 @@ fn read_only_exports_and_large_blocks() {
 fn device_errors_keep_their_names() {
     let fixture = Fixture::new(|_| {});
     let device = HandDevice::new(MIB);
-    fixture.server().add_export("disk", device.clone(), false).unwrap();
+    fixture
+        .server()
+        .add_export("disk", device.clone(), false)
+        .unwrap();
     let mut client = fixture.open("disk");
     for (status, error) in [
         (BlkStatus::IoErr, 5),
@@ -298,5 +350,8 @@ fn many_requests_in_one_packet_and_one_request_in_many() {
     }
     assert_eq!(client.simple(), (1, 0));
     let data = client.read(0, 51_200).unwrap();
-    assert_eq!((data[0], data[511], data[512], data[51_199]), (0xaa, 0xaa, 1, 99));
+    assert_eq!(
+        (data[0], data[511], data[512], data[51_199]),
+        (0xaa, 0xaa, 1, 99)
+    );
 }

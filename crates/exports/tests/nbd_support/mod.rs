@@ -86,7 +86,9 @@ pub struct Client<S = UnixStream> {
 
 impl Client {
     fn new(stream: UnixStream) -> Self {
-        stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        stream
+            .set_read_timeout(Some(Duration::from_secs(20)))
+            .unwrap();
         Self { stream }
     }
 }
