@@ -7,6 +7,8 @@ mod args;
 mod error;
 mod linear;
 mod striped;
+mod thin;
+mod thin_pool;
 mod zero;
 
 use thinmap_dm::TargetType;
@@ -14,13 +16,16 @@ use thinmap_dm::TargetType;
 pub use error::ErrorType;
 pub use linear::LinearType;
 pub use striped::StripedType;
+pub use thin::ThinType;
+pub use thin_pool::ThinPoolType;
 pub use zero::ZeroType;
 
 /// Every target there is, in the order in which `dmsetup targets` lists them.
 ///
 /// COMPAT: the kernel lists what was registered last first: modules before the built-in targets.
 pub static ALL: &[&dyn TargetType] = &[
-    // thin-pool and thin go here.
+    &ThinType,
+    &ThinPoolType,
     &ZeroType,
     &StripedType,
     &LinearType,

@@ -1,0 +1,95 @@
+//! The fast path: requests that need neither waiting nor a change of metadata.
+//!
+//! No allocation, no mutex unless a block of this very volume is being worked on, one shared lock that only the
+//! worker ever takes alone.
+
+use std::sync::atomic::Ordering::SeqCst;
+
+use thinmap_block::{Io, Op};
+use thinmap_dm::MapOutcome;
+use thinmap_thin_metadata::{Lookup, MayRead};
+use thinmap_units::{BlkStatus, VirtBlock};
+
+use super::{OriginRead, Thin};
+use crate::thin_pool::Mode;
+
+impl Thin {
+    pub(super) fn map_request(&self, io: Io) -> MapOutcome<'_> {
+        if self.port.is_requeuing() {
+            return MapOutcome::Requeue(io);
+        }
+        if self.pool.mode() == Mode::Fail {
+            return MapOutcome::Kill(io, BlkStatus::IoErr);
+        }
+        match io.op {
+            Op::Read | Op::Write => self.map_block(io),
+            Op::Flush => self.map_flush(io),
+            Op::Discard | Op::WriteZeroes => self.defer(io),
+        }
+    }
+
+    fn defer(&self, io: Io) -> MapOutcome<'_> {
+        self.pool.defer(&self.port, io);
+        MapOutcome::Submitted
+    }
+
+    /// With nothing to commit a flush is the data device's alone.
+    fn map_flush(&self, mut io: Io) -> MapOutcome<'_> {
+        if self.pool.dirty.load(SeqCst) {
+            return self.defer(io);
+        }
+        let tickets = self.pool.enter(false);
+        if self.pool.suspended.load(SeqCst) {
+            self.pool.uncount(&tickets);
+            return self.defer(io);
+        }
+        self.pool.count(&mut io, &tickets);
+        MapOutcome::Remapped(io, self.pool.data_dev())
+    }
+
+    fn map_block(&self, mut io: Io) -> MapOutcome<'_> {
+        let (v, at) = self.pool.geometry.split(self.port.virtual_sector(&io));
+        let v = VirtBlock(v);
+        let volume = &self.port.volume;
+        // The worker has it, for a short time: it will find the request in its inbox.
+        let Some(metadata) = self.pool.metadata.try_read() else {
+            return self.defer(io);
+        };
+        // INVARIANT: looked at under the read lock; see `Worker::barrier`.
+        if self.pool.is_held(volume, v) {
+            drop(metadata);
+            return self.defer(io);
+        }
+        match metadata.lookup(volume.id, v, MayRead::No) {
+            Ok(Lookup::Mapped { data, shared })
+                if !(shared && io.op == Op::Write)
+                    && !(io.flags.fua && self.pool.dirty.load(SeqCst)) =>
+            {
+                let tickets = self.pool.enter(shared);
+                drop(metadata);
+                // After entering: either this sees the suspension or the suspension waits for this.
+                if self.pool.suspended.load(SeqCst) {
+                    self.pool.uncount(&tickets);
+                    return self.defer(io);
+                }
+                self.pool.aim(&mut io, tickets, data, at);
+                MapOutcome::Remapped(io, self.pool.data_dev())
+            }
+            Ok(Lookup::Unmapped) if io.op == Op::Read => {
+                drop(metadata);
+                match self.port.origin_read(io) {
+                    OriginRead::Zeroes(mut io) => {
+                        io.buf.as_mut_slice().fill(0);
+                        MapOutcome::Kill(io, BlkStatus::Ok)
+                    }
+                    OriginRead::Submit(io, origin) => MapOutcome::Remapped(io, origin),
+                }
+            }
+            // Changes, reads of metadata, and errors to be told of are the worker's.
+            Ok(_) | Err(_) => {
+                drop(metadata);
+                self.defer(io)
+            }
+        }
+    }
+}

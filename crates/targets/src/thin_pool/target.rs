@@ -1,0 +1,306 @@
+//! The `thin-pool` line as device mapper sees it.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering::SeqCst;
+
+use thinmap_block::{Io, Op, QueueLimits};
+use thinmap_dm::kit::Copier;
+use thinmap_dm::{
+    ConstructCx, DeviceRole, DeviceUse, MapOutcome, MessageError, ResumeError, StatusFlags,
+    StatusKind, TableError, TableEvent, Target, TargetArgs, TargetFeatures, TargetInfo, TargetType,
+};
+use thinmap_thin_metadata::{METADATA_BLOCKS_MAX, MetadataError, OpenOptions, PoolMetadata};
+use thinmap_units::Sector;
+
+use super::args::{self, Features, NAME, PoolArgs};
+use super::metadata_dev::BlockMetadataDevice;
+use super::mode::Mode;
+use super::pool::{Conflict, NewPool, Pool, PoolRef, PoolRegistry};
+use super::worker::{Binding, PoolActor, Refusal, WorkerState};
+use super::{message, status};
+
+/// Clean metadata blocks kept in memory: 64 MiB.
+const CACHE_BLOCKS: usize = 16384;
+/// Copy buffers of one pool: 4 MiB, in pieces of at most 512 KiB.
+const COPY_BUFFER_SECTORS: u64 = 8192;
+const COPY_PIECE_SECTORS_MAX: u64 = 1024;
+/// Sectors of a metadata block.
+const METADATA_BLOCK_SECTORS: u64 = 8;
+
+/// The target type.
+pub struct ThinPoolType;
+
+impl TargetType for ThinPoolType {
+    fn info(&self) -> TargetInfo {
+        TargetInfo {
+            name: NAME,
+            version: [1, 22, 0],
+            features: TargetFeatures {
+                singleton: true,
+                always_writeable: true,
+                immutable: true,
+                wildcard: false,
+            },
+        }
+    }
+
+    fn construct(
+        &self,
+        args: &TargetArgs<'_>,
+        cx: &mut ConstructCx<'_>,
+    ) -> Result<Arc<dyn Target>, TableError> {
+        let parsed = args::parse(args.argv)?;
+        let open = |what: &str, spec: &str| {
+            cx.open(NAME, spec, false).map_err(|error| TableError {
+                reason: format!("{what}: {}", error.reason),
+                ..error
+            })
+        };
+        let metadata = open("Error opening metadata block device", &parsed.metadata)?;
+        warn_if_too_big(&metadata);
+        let data = open("Error getting data device", &parsed.data)?;
+        if metadata.id == data.id {
+            let reason = "Error setting metadata or data device";
+            return Err(TableError::invalid(NAME, reason));
+        }
+        let registry = cx.env.shared.of::<PoolRegistry>();
+        let (meta_id, data_id) = (metadata.id, data.id);
+        let (pool, created) = registry.find_or_create(cx.dev_no, meta_id, data_id, || {
+            create_pool(&parsed, cx, &metadata, &data)
+        })?;
+        if !created && parsed.features.discard_enabled != pool.features().discard_enabled {
+            let reason = "Discard support cannot be disabled once enabled";
+            return Err(TableError::invalid(NAME, reason));
+        }
+        let adjusted = adjust(&parsed.features, &data, pool.geometry.block());
+        Ok(Arc::new(ThinPool {
+            begin: args.begin,
+            len: args.len,
+            low_water: parsed.low_water,
+            requested: parsed.features,
+            adjusted,
+            event: cx.event.clone(),
+            metadata,
+            data,
+            pool,
+        }))
+    }
+}
+
+/// Opens (or formats) the metadata and starts the worker.
+fn create_pool(
+    args: &PoolArgs,
+    cx: &ConstructCx<'_>,
+    metadata: &DeviceUse,
+    data: &DeviceUse,
+) -> Result<Arc<Pool>, TableError> {
+    let options = OpenOptions {
+        data_block_size: args.block,
+        format_if_zeroed: !args.features.read_only,
+        read_only: metadata.read_only,
+        cache_blocks_max: CACHE_BLOCKS,
+    };
+    let device = Arc::new(BlockMetadataDevice(metadata.dev.clone()));
+    let opened = PoolMetadata::open(device, &options).map_err(|e: MetadataError| {
+        let reason = format!("Error creating metadata object: {e}");
+        TableError::new(NAME, reason, e.errno())
+    })?;
+    let piece = args.block.raw().min(COPY_PIECE_SECTORS_MAX);
+    let buffers = usize::try_from(COPY_BUFFER_SECTORS / piece).unwrap_or(1);
+    let copier = Copier::new(Sector(piece), buffers);
+    let low_water = status::metadata_low_water(device_blocks(metadata));
+    let pool = Arc::new(Pool::new(NewPool {
+        dev_no: cx.dev_no,
+        metadata_dev: metadata.clone(),
+        data: data.clone(),
+        metadata: opened,
+        features: args.features,
+        worker: WorkerState::new(copier, low_water),
+    }));
+    let name = format!("thin-{}", cx.dev_no.minor);
+    let actor = Arc::new(PoolActor(pool.clone()));
+    let handle = cx.env.spawner.spawn(&name, actor).map_err(|error| {
+        let errno = error.raw_os_error().unwrap_or(12);
+        TableError::new(
+            NAME,
+            format!("cannot start the pool's worker: {error}"),
+            errno,
+        )
+    })?;
+    pool.set_handle(handle);
+    Ok(pool)
+}
+
+impl From<Conflict> for TableError {
+    fn from(conflict: Conflict) -> Self {
+        Self::new(NAME, conflict.reason, conflict.errno)
+    }
+}
+
+/// Blocks of the metadata device that the format can use.
+fn device_blocks(metadata: &DeviceUse) -> u64 {
+    (metadata.dev.size().raw() / METADATA_BLOCK_SECTORS).min(METADATA_BLOCKS_MAX)
+}
+
+fn warn_if_too_big(metadata: &DeviceUse) {
+    let sectors = metadata.dev.size().raw();
+    let max = METADATA_BLOCKS_MAX * METADATA_BLOCK_SECTORS;
+    if sectors > max {
+        let excess = sectors - max;
+        tracing::warn!(device = %metadata, "thin: metadata device is larger than {max} sectors: excess space ({excess} sectors) will not be used");
+    }
+}
+
+/// What the pool does of what was asked, given its data device.
+fn adjust(requested: &Features, data: &DeviceUse, block: Sector) -> Features {
+    let limits = data.dev.limits();
+    let reason = if !limits.supports_discard() {
+        "discard unsupported"
+    } else if limits.max_discard < block {
+        "max discard sectors smaller than a block"
+    } else {
+        return *requested;
+    };
+    if requested.discard_enabled && requested.discard_passdown {
+        tracing::warn!(device = %data, "thin: data device: {reason}: disabling discard passdown");
+    }
+    Features {
+        discard_passdown: false,
+        ..*requested
+    }
+}
+
+struct ThinPool {
+    begin: Sector,
+    len: Sector,
+    low_water: u64,
+    requested: Features,
+    adjusted: Features,
+    event: Arc<TableEvent>,
+    metadata: DeviceUse,
+    data: DeviceUse,
+    // Last: dropping it may end the worker, which uses the devices.
+    pool: PoolRef,
+}
+
+impl ThinPool {
+    fn gone() -> MessageError {
+        const EIO: i32 = 5;
+        MessageError::new("the pool's worker has ended: the pool has failed", EIO)
+    }
+}
+
+impl Target for ThinPool {
+    /// The pool device itself is its data device, as in the kernel.
+    fn map(&self, mut io: Io) -> MapOutcome<'_> {
+        if io.op != Op::Flush {
+            io.sector = io.sector - self.begin;
+        }
+        MapOutcome::Remapped(io, &self.data.dev)
+    }
+
+    fn io_hints(&self, limits: &mut QueueLimits) {
+        let block = u32::try_from(self.pool.geometry.block().bytes()).unwrap_or(u32::MAX);
+        if limits.io_opt < block || limits.io_opt % block != 0 {
+            limits.io_min = block;
+            limits.io_opt = block;
+        }
+        if !self.adjusted.discard_enabled {
+            limits.discard_granularity = 0;
+            limits.max_discard = Sector::ZERO;
+        }
+    }
+
+    fn status(&self, kind: StatusKind, flags: StatusFlags, out: &mut String) {
+        match kind {
+            StatusKind::Table => out.push_str(&format!(
+                "{} {} {} {} {}",
+                self.metadata,
+                self.data,
+                self.pool.geometry.block(),
+                self.low_water,
+                self.requested.table_words()
+            )),
+            StatusKind::Info if self.pool.mode() == Mode::Fail => out.push_str("Fail"),
+            StatusKind::Info => {
+                if !flags.noflush && !flags.suspended {
+                    let _ = self.pool.ask(|worker, answer| {
+                        worker.commit_for_status();
+                        answer.give(());
+                    });
+                }
+                let features = self.pool.features();
+                let (mode, blocks) = (self.pool.mode(), device_blocks(&self.metadata));
+                let metadata = self.pool.metadata.read();
+                match mode {
+                    Mode::Fail => out.push_str("Fail"),
+                    _ => status::write_info(&metadata, mode, &features, blocks, out),
+                }
+            }
+        }
+    }
+
+    fn message(&self, argv: &[String]) -> Result<Option<String>, MessageError> {
+        // COMPAT: the kernel looks at the mode before it looks at the message.
+        if !self.pool.mode().may_change_metadata() {
+            const EOPNOTSUPP: i32 = 95;
+            let reason = "unable to service pool target messages in READ_ONLY or FAIL mode";
+            return Err(MessageError::new(reason, EOPNOTSUPP));
+        }
+        let message = message::parse(argv)?;
+        let answer = self
+            .pool
+            .ask(move |worker, answer| worker.message(message, answer));
+        answer.map_err(|_| Self::gone())?.map(|()| None)
+    }
+
+    fn visit_devices(&self, visit: &mut dyn FnMut(&DeviceUse, DeviceRole)) {
+        visit(&self.metadata, DeviceRole::Other);
+        let role = DeviceRole::Data {
+            start: Sector::ZERO,
+            len: self.len,
+        };
+        visit(&self.data, role);
+    }
+
+    fn presuspend(&self, _noflush: bool) {
+        self.pool.suspended.store(true, SeqCst);
+    }
+
+    fn presuspend_undo(&self) {
+        let _ = self.pool.ask(|worker, answer| {
+            worker.resume();
+            answer.give(());
+        });
+    }
+
+    fn postsuspend(&self) {
+        let _ = self.pool.ask(|worker, answer| worker.quiesce(answer));
+    }
+
+    fn preresume(&self) -> Result<(), ResumeError> {
+        self.pool.bind_event(self.event.clone());
+        let block = self.pool.geometry.block();
+        let binding = Binding {
+            features: self.adjusted,
+            low_water: self.low_water,
+            data_blocks: self.len.raw() / block.raw(),
+        };
+        let bound = self
+            .pool
+            .ask(move |worker, answer| answer.give(worker.bind(binding)));
+        let refused = |(reason, errno): Refusal| ResumeError::new(NAME, reason, errno);
+        match bound {
+            Ok(result) => result.map_err(refused),
+            // A pool without a worker has failed; its device can still be resumed, and removed.
+            Err(_) => Ok(()),
+        }
+    }
+
+    fn resume(&self) {
+        let _ = self.pool.ask(|worker, answer| {
+            worker.resume();
+            answer.give(());
+        });
+    }
+}

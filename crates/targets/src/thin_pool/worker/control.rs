@@ -1,0 +1,285 @@
+//! What control threads ask of the worker: messages, suspend, resume, growth.
+
+use std::sync::atomic::Ordering::SeqCst;
+
+use thinmap_dm::MessageError;
+use thinmap_thin_metadata::{MetadataError, Result};
+use thinmap_units::{BlkStatus, DataBlock, MetaBlock, ThinId};
+
+use super::{Work, Worker};
+use crate::thin::Port;
+use crate::thin_pool::args::Features;
+use crate::thin_pool::message::Message;
+use crate::thin_pool::mode::Mode;
+use crate::thin_pool::pool::Answer;
+
+const EINVAL: i32 = 22;
+const EBUSY: i32 = 16;
+const EOPNOTSUPP: i32 = 95;
+
+/// Why a table cannot take effect: the text and the errno.
+pub(in crate::thin_pool) type Refusal = (String, i32);
+
+/// What a table of the pool device asks of the pool when it becomes live.
+#[derive(Clone, Copy)]
+pub(in crate::thin_pool) struct Binding {
+    pub features: Features,
+    pub low_water: u64,
+    pub data_blocks: u64,
+}
+
+impl Worker<'_> {
+    pub(in crate::thin_pool) fn message(
+        &mut self,
+        message: Message,
+        answer: Answer<std::result::Result<(), MessageError>>,
+    ) {
+        if !self.pool.mode().may_change_metadata() {
+            let reason = "unable to service pool target messages in READ_ONLY or FAIL mode";
+            return answer.give(Err(MessageError::new(reason, EOPNOTSUPP)));
+        }
+        if let Message::Delete(id) = message
+            && self.pool.is_open(id)
+        {
+            let reason = format!("Deletion of thin device {id} failed: it is in use");
+            return answer.give(Err(MessageError::new(reason, EBUSY)));
+        }
+        if message == Message::ReserveMetadataSnap {
+            // The snapshot is of what is on disk, so that must be all there is.
+            self.mark_dirty();
+            self.commit();
+        }
+        let done = self.change_metadata(message);
+        if let Err(error) = done {
+            let errno = error.errno();
+            let refused = MessageError::new(format!("{}: {error}", what(message)), errno);
+            self.after_refusal(&error);
+            return answer.give(Err(refused));
+        }
+        self.mark_dirty();
+        if let Message::CreateSnap { origin, .. } = message
+            && let Some(volume) = self.pool.volume_if_open(origin)
+        {
+            // The snapshot must not change under those who read it: writes that looked their block up before it was
+            // taken are part of it, and are outwaited before it is announced.
+            volume.unsettle();
+            return self.when_drained(
+                true,
+                false,
+                Box::new(move |worker| {
+                    volume.settle();
+                    worker.commit();
+                    answer.give(Ok(()));
+                }),
+            );
+        }
+        // COMPAT: as in the kernel, the answer does not depend on the commit's outcome; the mode tells.
+        self.commit();
+        answer.give(Ok(()));
+    }
+
+    fn change_metadata(&mut self, message: Message) -> Result<()> {
+        let mut metadata = self.pool.metadata.write();
+        match message {
+            Message::CreateThin(id) => metadata.create_thin(id),
+            Message::CreateSnap { new, origin } => metadata.create_snap(new, origin),
+            Message::Delete(id) => metadata.delete_thin(id),
+            Message::SetTransactionId { old, new } => metadata.set_transaction_id(old, new),
+            Message::ReserveMetadataSnap => metadata.reserve_metadata_snap(),
+            Message::ReleaseMetadataSnap => metadata.release_metadata_snap(),
+        }
+    }
+
+    /// A refusal changed nothing; a failure half-way ends the transaction.
+    fn after_refusal(&mut self, error: &MetadataError) {
+        use thinmap_thin_metadata::ErrorKind;
+        if matches!(
+            error.kind(),
+            ErrorKind::Io | ErrorKind::Corrupt | ErrorKind::NoSpace(_) | ErrorKind::Poisoned
+        ) {
+            self.metadata_failed("message", error);
+        }
+    }
+
+    /// A table of the pool device becomes live: the kernel's `bind_control_target` and the two `maybe_resize`.
+    pub(in crate::thin_pool) fn bind(
+        &mut self,
+        binding: Binding,
+    ) -> std::result::Result<(), Refusal> {
+        *self.pool.features.lock() = binding.features;
+        self.pool.low_water.store(binding.low_water, SeqCst);
+        // COMPAT: from the modes without space too; the next allocation goes back if need be.
+        let wanted = match binding.features.read_only {
+            true => Mode::ReadOnly,
+            false => Mode::Write,
+        };
+        self.set_mode(wanted);
+        let grown = self
+            .grow_data(binding.data_blocks)
+            .and_then(|data| self.grow_metadata().map(|metadata| data || metadata));
+        match grown {
+            Ok(true) => {
+                self.mark_dirty();
+                self.commit();
+                Ok(())
+            }
+            Ok(false) => Ok(()),
+            // A failed pool still takes tables, or nothing that waits in it could ever end.
+            Err(_) if self.pool.mode() == Mode::Fail => Ok(()),
+            Err(refusal) => Err(refusal),
+        }
+    }
+
+    fn grow_data(&mut self, blocks: u64) -> std::result::Result<bool, Refusal> {
+        let (now, needs_check) = self.sizes(|m| m.data_blocks().raw());
+        let dev = self.pool.dev_no;
+        if blocks < now {
+            let reason = format!("pool target ({blocks} blocks) too small: expected {now}");
+            return Err((reason, EINVAL));
+        }
+        if blocks == now {
+            return Ok(false);
+        }
+        if needs_check {
+            tracing::error!(pool = %dev, "thin: unable to grow the data device until repaired");
+            return Ok(false);
+        }
+        if now > 0 {
+            tracing::info!(pool = %dev, "thin: growing the data device from {now} to {blocks} blocks");
+        }
+        let resized = self.pool.metadata.write().resize_data(DataBlock(blocks));
+        self.resized("resize the data device", resized)
+    }
+
+    fn grow_metadata(&mut self) -> std::result::Result<bool, Refusal> {
+        let (now, needs_check) = self.sizes(|m| m.metadata_blocks().raw());
+        let size = self.pool.metadata.read().metadata_device_blocks().raw();
+        let dev = self.pool.dev_no;
+        if size < now {
+            let reason = format!("metadata device ({size} blocks) too small: expected {now}");
+            return Err((reason, EINVAL));
+        }
+        if size == now {
+            return Ok(false);
+        }
+        if needs_check {
+            tracing::error!(pool = %dev, "thin: unable to grow the metadata device until repaired");
+            return Ok(false);
+        }
+        tracing::info!(pool = %dev, "thin: growing the metadata device from {now} to {size} blocks");
+        if self.pool.mode() == Mode::OutOfMetadataSpace {
+            self.set_mode(Mode::Write);
+        }
+        let resized = self.pool.metadata.write().resize_metadata(MetaBlock(size));
+        self.resized("resize the metadata device", resized)
+    }
+
+    fn resized(&mut self, what: &str, result: Result<()>) -> std::result::Result<bool, Refusal> {
+        result.map(|()| true).map_err(|error| {
+            let refusal = (format!("cannot {what}: {error}"), error.errno());
+            self.metadata_failed(what, &error);
+            refusal
+        })
+    }
+
+    fn sizes(&self, of: impl Fn(&thinmap_thin_metadata::PoolMetadata) -> u64) -> (u64, bool) {
+        let metadata = self.pool.metadata.read();
+        (of(&metadata), metadata.needs_check())
+    }
+
+    /// The pool device is live: volumes' requests go on.
+    pub(in crate::thin_pool) fn resume(&mut self) {
+        self.rearm_low_water();
+        self.pool.suspended.store(false, SeqCst);
+        let paused = std::mem::take(&mut self.state.paused);
+        for work in paused {
+            self.take_in(work);
+        }
+        self.retry_all();
+    }
+
+    /// The pool device is suspended: answers when nothing is on its way to the data device and all is committed.
+    pub(in crate::thin_pool) fn quiesce(&mut self, answer: Answer<()>) {
+        let state = &mut *self.state;
+        let todo = state.todo.drain(..);
+        state.paused.extend(todo);
+        // The time-out runs while requests can be served only.
+        state.no_space_since = None;
+        self.when_drained(
+            true,
+            true,
+            Box::new(move |worker| {
+                if worker.state.jobs > 0 || !worker.state.draining.is_empty() {
+                    // A job that ended may have started another; look again.
+                    return worker.quiesce_again(answer);
+                }
+                worker.mark_dirty_if_changed();
+                worker.commit();
+                answer.give(());
+            }),
+        );
+    }
+
+    fn quiesce_again(&mut self, answer: Answer<()>) {
+        let again: super::Continuation = Box::new(move |worker| worker.quiesce(answer));
+        // Through the line of those who wait, so that other ends of jobs come first.
+        self.state.draining.push(super::Draining {
+            all: super::Wait::ToClose,
+            shared: super::Wait::Nothing,
+            then: again,
+        });
+    }
+
+    /// Nobody who was told of success may lose it, but metadata can change without that, too.
+    fn mark_dirty_if_changed(&self) {
+        if self.pool.metadata.read().changed() {
+            self.mark_dirty();
+        }
+    }
+
+    /// A volume is suspended without flush: what it has waiting here goes back.
+    pub(crate) fn requeue(&mut self, port: &Port) {
+        let state = &mut *self.state;
+        let mine = |work: &Work| std::ptr::eq(&**work.port(), port);
+        let mut back = Vec::new();
+        for list in [&mut state.retry, &mut state.paused] {
+            back.extend(list.extract_if(.., |work| mine(work)));
+        }
+        let (todo, keep): (Vec<_>, Vec<_>) = state.todo.drain(..).partition(mine);
+        state.todo.extend(keep);
+        back.extend(todo);
+        for work in back {
+            work.end(BlkStatus::Requeue);
+        }
+    }
+
+    /// For status lines: what they count is committed first, as in the kernel.
+    pub(in crate::thin_pool) fn commit_for_status(&mut self) {
+        if self.pool.mode().may_change_metadata() {
+            self.mark_dirty_if_changed();
+            self.commit();
+        }
+    }
+
+    /// Whether a volume is there to be opened, and whether it holds anything.
+    pub(crate) fn find_volume(&self, id: ThinId) -> Result<u64> {
+        self.pool.metadata.read().mapped_blocks(id)
+    }
+}
+
+fn what(message: Message) -> String {
+    match message {
+        Message::CreateThin(id) => {
+            format!("Creation of new thinly-provisioned device with id {id} failed.")
+        }
+        Message::CreateSnap { new, origin } => {
+            format!("Creation of new snapshot {new} of device {origin} failed.")
+        }
+        Message::Delete(id) => format!("Deletion of thin device {id} failed."),
+        Message::SetTransactionId { old, new } => {
+            format!("Failed to change transaction id from {old} to {new}.")
+        }
+        Message::ReserveMetadataSnap => "reserve_metadata_snap message failed.".to_owned(),
+        Message::ReleaseMetadataSnap => "release_metadata_snap message failed.".to_owned(),
+    }
+}

@@ -1,0 +1,324 @@
+//! The pool's worker: one actor that does everything which changes metadata or must wait.
+//!
+//! Its turn takes the inbox, processes it, and ends with at most one commit for all that wait for one. What takes time
+//! besides metadata (copies, zeroing, data I/O to be outwaited) goes on without it and comes back as an [`Event`].
+//!
+//! INVARIANT: the turn never waits for guest I/O, only for the metadata device and the data device's flush.
+
+mod commit;
+mod control;
+mod new_mapping;
+mod ranges;
+mod requests;
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering::SeqCst;
+use std::time::Duration;
+
+use thinmap_block::Io;
+use thinmap_dm::kit::{Copier, DeferredSet, Generation};
+use thinmap_runtime::{Actor, NextTurn};
+use thinmap_units::{BlkStatus, DataBlock};
+
+use self::commit::AfterCommit;
+pub(super) use self::control::{Binding, Refusal};
+use self::ranges::RangeJob;
+use super::mode::Mode;
+use super::pool::Pool;
+use crate::thin::Port;
+
+/// Metadata that changed is committed at least this often.
+const COMMIT_PERIOD: Duration = Duration::from_secs(1);
+/// How long writes wait for data space before the pool gives them up.
+const NO_SPACE_TIMEOUT: Duration = Duration::from_secs(60);
+/// While something waits for requests in flight, the worker looks at least this often.
+const DRAIN_PERIOD: Duration = Duration::from_millis(5);
+/// Works done before the inbox is looked at and a commit made for those who wait.
+const BATCH: usize = 512;
+
+/// What reaches the worker.
+pub enum Event {
+    /// A volume's request that the fast path could not serve.
+    Io(Arc<Port>, Io),
+    /// Something to do on the worker.
+    Run(Continuation),
+    /// The last user has gone.
+    Stop,
+}
+
+/// A step that the worker takes later.
+pub type Continuation = Box<dyn FnOnce(&mut Worker<'_>) + Send>;
+
+/// Requests in the form in which they wait.
+pub enum Work {
+    /// A volume's request.
+    Io(Arc<Port>, Io),
+    /// A discard or a large write-zeroes, part way through.
+    Range(Box<RangeJob>),
+}
+
+impl Event {
+    /// Fails what is in the event; who waits for a continuation sees its answer dropped.
+    pub(super) fn fail(self) {
+        if let Self::Io(_, io) = self {
+            io.complete(BlkStatus::IoErr);
+        }
+    }
+}
+
+impl Work {
+    fn end(self, status: BlkStatus) {
+        match self {
+            Self::Io(_, io) => io.complete(status),
+            Self::Range(job) => job.end(status),
+        }
+    }
+
+    fn port(&self) -> &Arc<Port> {
+        match self {
+            Self::Io(port, _) => port,
+            Self::Range(job) => &job.port,
+        }
+    }
+}
+
+/// What the worker keeps from turn to turn.
+pub struct WorkerState {
+    todo: std::collections::VecDeque<Work>,
+    /// Writes that found no space.
+    retry: Vec<Work>,
+    /// What came while the pool was suspended.
+    paused: Vec<Work>,
+    after_commit: Vec<AfterCommit>,
+    draining: Vec<Draining>,
+    /// Data blocks and runs that are held by work in flight and by nothing on disk.
+    held_blocks: Vec<(DataBlock, u64)>,
+    copier: Copier,
+    /// Copies, zeroings, overwrites and discards in flight.
+    jobs: usize,
+    /// Transactions given up so far: what was allocated in one of them is gone.
+    aborts: u64,
+    last_commit: Duration,
+    now: Duration,
+    no_space_since: Option<Duration>,
+    low_water_triggered: bool,
+    metadata_low_triggered: bool,
+    metadata_low_water: u64,
+    reflink: bool,
+    stop: bool,
+}
+
+struct Draining {
+    /// `None`: not closed yet, too many generations were draining.
+    all: Wait,
+    shared: Wait,
+    then: Continuation,
+}
+
+/// What to outwait of one deferred set.
+#[derive(Clone, Copy)]
+enum Wait {
+    Nothing,
+    ToClose,
+    Generation(Generation),
+}
+
+impl Wait {
+    fn is_over(&mut self, set: &DeferredSet) -> bool {
+        if matches!(self, Self::ToClose)
+            && let Some(generation) = set.close()
+        {
+            *self = Self::Generation(generation);
+        }
+        match self {
+            Self::Nothing => true,
+            Self::ToClose => false,
+            Self::Generation(generation) => set.drained(*generation),
+        }
+    }
+}
+
+impl WorkerState {
+    pub(super) fn new(copier: Copier, metadata_low_water: u64) -> Self {
+        Self {
+            todo: Default::default(),
+            retry: Vec::new(),
+            paused: Vec::new(),
+            after_commit: Vec::new(),
+            draining: Vec::new(),
+            held_blocks: Vec::new(),
+            copier,
+            jobs: 0,
+            aborts: 0,
+            last_commit: Duration::ZERO,
+            now: Duration::ZERO,
+            no_space_since: None,
+            low_water_triggered: false,
+            metadata_low_triggered: false,
+            metadata_low_water,
+            reflink: true,
+            stop: false,
+        }
+    }
+}
+
+/// The worker during a turn.
+pub struct Worker<'a> {
+    pool: &'a Arc<Pool>,
+    state: &'a mut WorkerState,
+}
+
+/// The worker as the runtime knows it.
+pub(super) struct PoolActor(pub Arc<Pool>);
+
+impl Actor for PoolActor {
+    fn turn(&self, now: Duration) -> NextTurn {
+        let mut state = self.0.worker.lock();
+        let mut worker = Worker {
+            pool: &self.0,
+            state: &mut state,
+        };
+        worker.turn(now)
+    }
+
+    fn panicked(&self) {
+        tracing::error!(pool = %self.0.dev_no, "thin: the pool's worker panicked: the pool fails from now on");
+        self.0.store_mode(Mode::Fail);
+        self.0.trigger_event();
+        self.0.die();
+        let mut state = self.0.worker.lock();
+        let mut stranded: Vec<Work> = state.todo.drain(..).collect();
+        stranded.append(&mut state.retry);
+        stranded.append(&mut state.paused);
+        let waiting = std::mem::take(&mut state.after_commit);
+        // Continuations own requests too: dropping them fails those and wakes whoever asked.
+        let draining = std::mem::take(&mut state.draining);
+        drop(state);
+        stranded.append(&mut self.0.prison.lock().drain_waiting());
+        stranded.into_iter().for_each(|w| w.end(BlkStatus::IoErr));
+        waiting.into_iter().for_each(AfterCommit::fail);
+        drop(draining);
+    }
+}
+
+impl Worker<'_> {
+    fn turn(&mut self, now: Duration) -> NextTurn {
+        self.state.now = now;
+        for event in self.pool.take_inbox() {
+            match event {
+                Event::Io(port, io) => self.take_in(Work::Io(port, io)),
+                Event::Run(then) => then(self),
+                Event::Stop => self.state.stop = true,
+            }
+        }
+        self.check_draining();
+        self.process_some();
+        self.commit_if_due();
+        self.check_no_space_timeout();
+        if self.state.stop && self.is_idle() {
+            self.pool.die();
+            return NextTurn::Stop;
+        }
+        self.next_turn()
+    }
+
+    fn process_some(&mut self) {
+        if self.pool.suspended.load(SeqCst) {
+            let state = &mut *self.state;
+            state.paused.extend(state.todo.drain(..));
+        }
+        for _ in 0..BATCH {
+            let Some(work) = self.state.todo.pop_front() else {
+                break;
+            };
+            self.process(work);
+        }
+    }
+
+    /// Nothing is under way and nothing waits to be done.
+    fn is_idle(&self) -> bool {
+        self.state.jobs == 0
+            && self.state.todo.is_empty()
+            && self.state.draining.is_empty()
+            && self.state.after_commit.is_empty()
+    }
+
+    fn next_turn(&self) -> NextTurn {
+        let state = &*self.state;
+        if !state.todo.is_empty() {
+            return NextTurn::At(state.now);
+        }
+        let mut next = None;
+        let mut at = |time: Duration| next = Some(next.map_or(time, |n: Duration| n.min(time)));
+        if !state.draining.is_empty() {
+            at(state.now + DRAIN_PERIOD);
+        }
+        if self.pool.dirty.load(SeqCst) {
+            at(state.last_commit + COMMIT_PERIOD);
+        }
+        if let Some(since) = state.no_space_since {
+            at(since + NO_SPACE_TIMEOUT);
+        }
+        next.map_or(NextTurn::WhenWoken, NextTurn::At)
+    }
+
+    /// Puts work in line, or aside while the pool is suspended.
+    fn take_in(&mut self, work: Work) {
+        if self.pool.suspended.load(SeqCst) {
+            self.state.paused.push(work);
+        } else {
+            self.state.todo.push_back(work);
+        }
+    }
+
+    /// Runs `then` when the requests now in flight that `all` and `shared` name have ended.
+    fn when_drained(&mut self, all: bool, shared: bool, then: Continuation) {
+        let wait = |wanted| if wanted { Wait::ToClose } else { Wait::Nothing };
+        let mut draining = Draining {
+            all: wait(all),
+            shared: wait(shared),
+            then,
+        };
+        if self.is_over(&mut draining) {
+            (draining.then)(self);
+        } else {
+            self.state.draining.push(draining);
+        }
+    }
+
+    fn is_over(&self, draining: &mut Draining) -> bool {
+        // Both are asked, so that both get closed.
+        let all = draining.all.is_over(&self.pool.all_io);
+        let shared = draining.shared.is_over(&self.pool.shared_reads);
+        all && shared
+    }
+
+    fn check_draining(&mut self) {
+        let mut waiting = std::mem::take(&mut self.state.draining);
+        let mut over = Vec::new();
+        let mut i = 0;
+        while i < waiting.len() {
+            if self.is_over(&mut waiting[i]) {
+                over.push(waiting.remove(i).then);
+            } else {
+                i += 1;
+            }
+        }
+        self.state.draining = waiting;
+        for then in over {
+            then(self);
+        }
+    }
+
+    /// Brings `then` to the worker from any thread, as the end of a job.
+    fn job_end(&mut self) -> impl FnOnce(Box<dyn FnOnce(&mut Worker<'_>) + Send>) + Send + 'static {
+        self.state.jobs += 1;
+        let pool = self.pool.clone();
+        move |then| {
+            pool.push(Event::Run(Box::new(move |worker: &mut Worker<'_>| {
+                worker.state.jobs -= 1;
+                then(worker);
+            })));
+        }
+    }
+}
