@@ -7,6 +7,8 @@
 #![forbid(unsafe_code)]
 
 pub mod client;
+#[cfg(test)]
+mod codec_tests;
 mod dispatch;
 mod frame;
 pub mod ioctl;
