@@ -1,0 +1,100 @@
+//! Conformance: every case in `cases/` run by a real kernel with the distribution's dmsetup and by
+//! thinmap, and the two transcripts compared.
+//!
+//! `differences.txt` lists what may differ and why; COMPAT.md repeats each reason. With
+//! CONFORMANCE_CASES="linear info" only those cases run; with CONFORMANCE_KEEP=DIR both transcripts
+//! of each case are left there, the kernel's with its log.
+
+use std::fs;
+use std::path::Path;
+
+use thinmap_tests::arm::{self, Case};
+use thinmap_tests::transcript::{Permitted, differences, normalise};
+use thinmap_tests::uml::Uml;
+
+#[test]
+fn conformance_with_the_kernel() {
+    let missing = Uml::missing().or_else(cannot_make_block_devices);
+    if let Some(reason) = missing {
+        println!("SKIP conformance: {reason}");
+        return;
+    }
+    let cases = cases();
+    let keep = std::env::var_os("CONFORMANCE_KEEP");
+    let kernel = arm::kernel(&cases, keep.is_some(), 10).expect("the kernel's arm");
+    save(keep.as_deref(), "kernel", &cases, &kernel);
+    let ours = arm::thinmap_arm(&cases).expect("thinmap's arm");
+    save(keep.as_deref(), "ours", &cases, &ours);
+
+    let permitted = permitted();
+    let mut report = String::new();
+    let mut different = 0;
+    for ((case, kernel), ours) in cases.iter().zip(&kernel).zip(&ours) {
+        let [kernel, ours] = [kernel, ours].map(|text| normalise(text).expect("normalise"));
+        assert!(
+            kernel.lines().count() > 3,
+            "case {} says nothing",
+            case.name
+        );
+        let found = differences(&case.name, &kernel, &ours, &permitted);
+        println!("{:4} differences in {}", found.len(), case.name);
+        different += found.len();
+        report += &found.concat();
+    }
+    assert!(different == 0, "{different} differences:\n{report}");
+}
+
+#[test]
+fn conformance_differences_are_in_compat() {
+    let compat = fs::read_to_string(arm::package().join("../COMPAT.md")).expect("COMPAT.md");
+    for reason in permitted().reasons() {
+        assert!(
+            compat.contains(reason.trim()),
+            "COMPAT.md does not say: {reason}"
+        );
+    }
+}
+
+fn cannot_make_block_devices() -> Option<String> {
+    if !rustix::process::geteuid().is_root() {
+        return Some("needs root".to_owned());
+    }
+    ["/dev/fuse", "/dev/loop-control"]
+        .into_iter()
+        .find(|path| !Path::new(path).exists())
+        .map(|path| format!("needs {path}"))
+}
+
+fn permitted() -> Permitted {
+    let file = arm::package().join("conformance/differences.txt");
+    Permitted::parse(&fs::read_to_string(file).expect("differences.txt")).expect("differences.txt")
+}
+
+fn cases() -> Vec<Case> {
+    let wanted = std::env::var("CONFORMANCE_CASES").unwrap_or_default();
+    let mut cases: Vec<Case> = fs::read_dir(arm::package().join("conformance/cases"))
+        .expect("cases")
+        .map(|entry| entry.expect("case").path())
+        .map(|path| Case {
+            name: path
+                .file_stem()
+                .expect("a name")
+                .to_string_lossy()
+                .into_owned(),
+            body: fs::read_to_string(&path).expect("case"),
+        })
+        .filter(|case| wanted.is_empty() || wanted.split_whitespace().any(|w| w == case.name))
+        .collect();
+    cases.sort_by(|a, b| a.name.cmp(&b.name));
+    cases
+}
+
+fn save(directory: Option<&std::ffi::OsStr>, arm: &str, cases: &[Case], texts: &[String]) {
+    let Some(directory) = directory.map(Path::new) else {
+        return;
+    };
+    fs::create_dir_all(directory).expect("directory for transcripts");
+    for (case, text) in cases.iter().zip(texts) {
+        fs::write(directory.join(format!("{}.{arm}.txt", case.name)), text).expect("transcript");
+    }
+}
