@@ -122,7 +122,8 @@ impl PoolMetadata {
         }))
     }
 
-    /// The run of like blocks that begins with `v`, at most `max` (and at least one) long.
+    /// The run of like blocks that begins with `v`, at most `max` (and at least one) long. It may
+    /// be cut short where the next node is not in memory and `may_read` is `No`.
     ///
     /// # Errors
     /// As [`lookup`](Self::lookup).
@@ -163,7 +164,13 @@ impl PoolMetadata {
             Ok(continue_if(follows && key + 1 < end))
         };
         let reader = self.tm.reader();
-        btree::visit_entries(reader, volume.root, 8, v.raw(), may_read, &mut visit)?;
+        let walked = btree::visit_entries(reader, volume.root, 8, v.raw(), may_read, &mut visit);
+        match (walked, run) {
+            (Ok(()), _) => {}
+            // The run goes on where memory ends: what is known of it is an answer too.
+            (Err(e), Some(known)) if e.kind() == ErrorKind::WouldBlock => return Ok(known),
+            (Err(e), _) => return Err(e),
+        }
         Ok(run.unwrap_or(Run {
             first: Lookup::Unmapped,
             blocks: end - v.raw(),

@@ -12,6 +12,10 @@ use crate::superblock::Superblock;
 impl PoolMetadata {
     /// Commits, then takes a metadata snapshot. It is on the device after the caller's next commit.
     ///
+    /// As before any commit, the data device must have been flushed. A caller that has
+    /// [committed](Self::commit) and changed nothing since has nothing to worry about: the commit in
+    /// here is then empty.
+    ///
     /// # Errors
     /// `Busy`: one is held already.
     pub fn reserve_metadata_snap(&mut self) -> Result<()> {

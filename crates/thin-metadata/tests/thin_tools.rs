@@ -1,10 +1,12 @@
 //! Against Debian's thin-provisioning-tools: what we write passes thin_check and dumps as what we
 //! meant; what thin_restore writes opens here with every mapping right.
 
+#![allow(clippy::unwrap_used, reason = "a failed step is a failed test")]
+
 mod support;
 
 use support::*;
-use thinmap_thin_metadata::{Lookup, MayRead};
+use thinmap_thin_metadata::{Lookup, MayRead, check};
 use thinmap_units::{MetaBlock, VirtBlock};
 
 #[test]
@@ -58,4 +60,62 @@ fn volumes_snapshots_and_removals_pass_thin_check() {
         Lookup::Unmapped
     );
     assert!(thin_dump(&disk).contains("<device dev_id=\"2\""));
+}
+
+#[test]
+fn a_thousand_snapshots_come_and_go_without_a_trace() {
+    let (disk, mut pool) = new_pool(12_000, 100_000);
+    let free = (pool.free_metadata_blocks(), pool.free_data_blocks());
+    pool.create_thin(id(0)).unwrap();
+    for block in 0..2000 {
+        map(&mut pool, 0, block);
+    }
+    for snap in 1..=1000 {
+        pool.create_snap(id(snap), id(0)).unwrap();
+        map(&mut pool, snap, snap);
+        if snap % 100 == 0 {
+            pool.commit().unwrap();
+        }
+    }
+    pool.commit().unwrap();
+    assert_eq!(pool.device_ids().unwrap().len(), 1001);
+    assert!(check(disk.clone()).unwrap().is_empty());
+    thin_check(&disk);
+    for volume in 0..=1000 {
+        pool.delete_thin(id(volume * 5 % 1001)).unwrap();
+        if volume % 100 == 0 {
+            pool.commit().unwrap();
+        }
+    }
+    pool.commit().unwrap();
+    // What the last transaction freed is free after the next.
+    pool.set_transaction_id(0, 1).unwrap();
+    pool.commit().unwrap();
+    assert_eq!(pool.device_ids().unwrap(), []);
+    assert!(check(disk.clone()).unwrap().is_empty());
+    thin_check(&disk);
+    let now = (pool.free_metadata_blocks(), pool.free_data_blocks());
+    assert_eq!(now, free);
+}
+
+#[test]
+fn needs_check_is_on_the_device_at_once_and_passes_nothing_else() {
+    let (disk, mut pool) = new_pool(700, 1000);
+    pool.create_thin(id(1)).unwrap();
+    pool.set_needs_check().unwrap();
+    assert!(pool.needs_check());
+    let reopened = reopen(&disk);
+    assert!(reopened.needs_check());
+    assert!(!reopened.device_exists(id(1)).unwrap());
+    pool.commit().unwrap();
+    let reopened = reopen(&disk);
+    assert!(reopened.needs_check() && reopened.device_exists(id(1)).unwrap());
+    let file = tempfile::NamedTempFile::new().unwrap();
+    disk.to_file(file.path()).unwrap();
+    run(
+        "thin_check",
+        &["--clear-needs-check-flag", path(file.path())],
+    );
+    let cleared = thinmap_sim::SimMetadataDisk::from_file(file.path()).unwrap();
+    assert!(!reopen(&cleared).needs_check());
 }
