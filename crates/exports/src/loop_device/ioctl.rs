@@ -82,15 +82,6 @@ pub(super) fn configure(device: &OwnedFd, file: &OwnedFd, block_size: u32) -> Re
     checked(unsafe { libc::ioctl(device.as_raw_fd(), CONFIGURE, &raw mut config) }).map(drop)
 }
 
-/// Sets the name that losetup's older listing shows, cut to fit.
-pub(super) fn set_name(device: &OwnedFd, name: &str) -> Result<(), Errno> {
-    let mut info = status(device)?;
-    let bytes = &name.as_bytes()[..name.len().min(63)];
-    info.file_name = [0; 64];
-    info.file_name[..bytes.len()].copy_from_slice(bytes);
-    set_status(device, &mut info)
-}
-
 /// Takes back a "detach when closed" that [`clear`] left.
 pub(super) fn keep_when_closed(device: &OwnedFd) -> Result<(), Errno> {
     let mut info = status(device)?;

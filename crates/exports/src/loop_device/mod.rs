@@ -8,6 +8,7 @@
 
 mod ioctl;
 mod nodes;
+mod remover;
 mod stale;
 
 pub(crate) use nodes::LoopNodes;

@@ -3,7 +3,6 @@
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::{Arc, Weak};
-use std::time::Duration;
 
 use parking_lot::Mutex;
 use rustix::fs::{Mode, OFlags};
@@ -18,9 +17,12 @@ use crate::block_node::{BlockNode, BlockNodes, NodeError, NodeKind};
 use crate::fuse::{DeviceFile, FuseServer, Geometry};
 use crate::openers;
 
+use super::remover::{Remover, wait_until};
+
 /// Makes loop devices over files of one FUSE server.
 pub(crate) struct LoopNodes {
     server: Arc<FuseServer>,
+    remover: Arc<Remover>,
     live: Mutex<Vec<Weak<LoopNode>>>,
 }
 
@@ -28,6 +30,7 @@ impl LoopNodes {
     pub(crate) fn new(server: Arc<FuseServer>) -> Self {
         Self {
             server,
+            remover: Arc::default(),
             live: Mutex::default(),
         }
     }
@@ -44,6 +47,7 @@ impl BlockNodes for LoopNodes {
             Ok((number, made_node)) => {
                 let node = Arc::new(LoopNode {
                     server: self.server.clone(),
+                    remover: self.remover.clone(),
                     file,
                     number,
                     made_node,
@@ -67,6 +71,7 @@ impl BlockNodes for LoopNodes {
                 tracing::error!(%error, "a loop device stays");
             }
         }
+        self.remover.wait();
         self.server.shutdown();
     }
 }
@@ -111,6 +116,7 @@ fn open_control() -> Result<OwnedFd, NodeError> {
 struct LoopNode {
     server: Arc<FuseServer>,
     file: Arc<DeviceFile>,
+    remover: Arc<Remover>,
     number: u32,
     made_node: bool,
     state: Mutex<State>,
@@ -160,21 +166,20 @@ impl LoopNode {
         Ok(())
     }
 
-    /// The driver reads the file's limits (the discard granularity) only when the block size changes, so it
-    /// is changed away and back. It refuses while somebody holds the device for himself (a mount).
+    /// The driver reads the file's limits (the discard granularity) only when the block size changes; the first
+    /// block size is one that no device has, so the first time one change is enough. Each costs the kernel some
+    /// 16 ms. It refuses while somebody holds the device for himself (a mount).
     fn tell_limits(&self, fd: &OwnedFd, geometry: &Geometry, first: bool) -> Result<(), NodeError> {
         let wanted = geometry.limits.logical_block_size;
-        let other = if wanted == 512 { 1024 } else { 512 };
-        let set = ioctl::set_block_size(fd, other).and_then(|()| ioctl::set_block_size(fd, wanted));
-        match set {
-            Ok(()) => Ok(()),
-            Err(errno) if first => Err(self.error("set the block size")(errno)),
-            Err(errno) => {
-                tracing::warn!(device = %self.path().display(), %errno,
-                    "in use, so its limits (discard granularity) stay as they were");
-                Ok(())
-            }
+        if first {
+            return ioctl::set_block_size(fd, wanted).map_err(self.error("set the block size"));
         }
+        let away = ioctl::set_block_size(fd, FIRST_BLOCK_SIZE);
+        if let Err(errno) = away.and_then(|()| ioctl::set_block_size(fd, wanted)) {
+            tracing::warn!(device = %self.path().display(), %errno,
+                "in use, so its limits (discard granularity) stay as they were");
+        }
+        Ok(())
     }
 
     fn check_direct_io(&self, fd: &OwnedFd) {
@@ -211,26 +216,6 @@ impl LoopNode {
         }
         Ok(false)
     }
-
-    /// Removes the number and, where we made it, the node.
-    fn remove_number(&self) {
-        let Ok(control) = ioctl::open_control() else {
-            return;
-        };
-        let mut last = Errno::BUSY;
-        let removed = wait_until(|| match ioctl::remove(&control, self.number) {
-            Ok(()) | Err(Errno::NODEV) => true,
-            Err(errno) => {
-                last = errno;
-                false
-            }
-        });
-        if !removed {
-            tracing::warn!(device = %self.path().display(), errno = %last, "the unbound loop device stays");
-        } else if self.made_node {
-            let _ = std::fs::remove_file(self.path());
-        }
-    }
 }
 
 impl BlockNode for LoopNode {
@@ -245,7 +230,7 @@ impl BlockNode for LoopNode {
     fn activate(
         &self,
         dev: Arc<dyn BlockDevice>,
-        name: &str,
+        _name: &str,
         read_only: bool,
     ) -> Result<(), NodeError> {
         let mut state = self.state.lock();
@@ -255,11 +240,6 @@ impl BlockNode for LoopNode {
         state.read_only = read_only && !dev.limits().read_only;
         state.device = Some(dev);
         state.told = None;
-        if let Ok(fd) = open_node(self.number, OFlags::RDWR)
-            && let Err(errno) = ioctl::set_name(&fd, name)
-        {
-            tracing::debug!(name, %errno, "the loop device keeps its file's name");
-        }
         self.tell(&mut state)
     }
 
@@ -295,7 +275,7 @@ impl BlockNode for LoopNode {
         state.device = None;
         self.server.remove_file(&self.file);
         if detached {
-            self.remove_number();
+            self.remover.push(self.number, self.made_node);
         } else {
             tracing::warn!(device = %self.path().display(),
                 "still open: its users see I/O errors, and it goes when they close it");
@@ -313,21 +293,6 @@ impl Drop for LoopNode {
     }
 }
 
-/// Waits a little for something that follows a close; whether it came.
-fn wait_until(mut done: impl FnMut() -> bool) -> bool {
-    for attempt in 0..WAIT_STEPS {
-        if done() {
-            return true;
-        }
-        if attempt + 1 < WAIT_STEPS {
-            std::thread::sleep(WAIT_STEP);
-        }
-    }
-    false
-}
-
 const ADD_ATTEMPTS: usize = 32;
-const FIRST_BLOCK_SIZE: u32 = 512;
-/// Programs that look at every block device (udev, blkid) have one open for some milliseconds.
-const WAIT_STEPS: u32 = 20;
-const WAIT_STEP: Duration = Duration::from_millis(5);
+/// Until activation; see [`LoopNode::tell_limits`].
+const FIRST_BLOCK_SIZE: u32 = 1024;
