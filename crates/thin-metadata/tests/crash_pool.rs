@@ -15,6 +15,9 @@ use thinmap_sim::Loss;
 use thinmap_thin_metadata::{ErrorKind, PoolMetadata, Result, Space, check};
 use thinmap_units::{DataBlock, VirtBlock};
 
+/// Blocks of the metadata device.
+const METADATA_BLOCKS: u64 = 60;
+
 type AnyStep<'a> = dyn Fn(&mut PoolMetadata) -> Result<()> + 'a;
 
 /// A step made of a few random changes; refusals (an id in use, a full device) are part of life.
@@ -67,7 +70,8 @@ fn crash_in_random_lives() {
 }
 
 fn cut_everywhere(name: &str, steps: &[Box<AnyStep<'_>>]) {
-    let (disk, mut pool) = new_pool(700, 0);
+    // Little enough that the search for free blocks goes round several times.
+    let (disk, mut pool) = new_pool(METADATA_BLOCKS, 0);
     disk.start_recording();
     let mut states = vec![state_of(&pool)];
     // Recorded operations when the state with this index was durable.
