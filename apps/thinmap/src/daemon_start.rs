@@ -34,6 +34,24 @@ pub fn connect(paths: &RunPaths, autostart: bool) -> io::Result<Client> {
     start(paths)
 }
 
+/// A daemon that is stopping no longer listens, but still has the run directory until all is taken down.
+fn wait_for_predecessor(paths: &RunPaths) -> io::Result<()> {
+    let lock_path = paths.control_socket().with_extension("lock");
+    let Ok(lock) = File::open(lock_path) else {
+        return Ok(());
+    };
+    let deadline = Instant::now() + START_TIMEOUT;
+    while rustix::fs::flock(&lock, FlockOperation::NonBlockingLockShared).is_err() {
+        if Instant::now() >= deadline {
+            return Err(io::Error::other(
+                "another daemon has the run directory and does not answer",
+            ));
+        }
+        std::thread::sleep(POLL_INTERVAL);
+    }
+    Ok(())
+}
+
 /// Whether the environment lets commands start a daemon.
 pub fn autostart_allowed() -> bool {
     std::env::var_os(NO_AUTOSTART).is_none_or(|value| value.is_empty() || value == "0")
@@ -51,6 +69,7 @@ fn start(paths: &RunPaths) -> io::Result<Client> {
     if let Ok(client) = Client::connect(&paths.control_socket()) {
         return Ok(client);
     }
+    wait_for_predecessor(paths)?;
     let log = OpenOptions::new()
         .create(true)
         .append(true)

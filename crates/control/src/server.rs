@@ -106,37 +106,46 @@ impl Server {
             .map_err(failed)?;
         Ok(RunningServer {
             shared,
-            listener_thread: Some(listener_thread),
-            stop_write: Some(stop_write),
+            listening: Mutex::new(Some(Listening {
+                thread: listener_thread,
+                stop_write,
+            })),
             path,
             _lock: self.lock,
         })
     }
 }
 
-/// A serving control socket. Dropping it stops it.
+/// A serving control socket. Dropping it stops it and lets the next daemon claim the run directory.
 pub struct RunningServer {
     shared: Arc<Shared>,
-    listener_thread: Option<JoinHandle<()>>,
-    stop_write: Option<OwnedFd>,
+    /// Taken by the first stop.
+    listening: Mutex<Option<Listening>>,
     path: PathBuf,
     _lock: File,
 }
 
-impl RunningServer {
-    /// Takes no more requests, cancels blocked ones, lets the others end and be answered, and removes the socket.
-    pub fn stop(mut self) {
-        self.stop_in_place();
-    }
+/// The listener thread and what ends it: closing the pipe.
+struct Listening {
+    thread: JoinHandle<()>,
+    stop_write: OwnedFd,
+}
 
-    fn stop_in_place(&mut self) {
-        let Some(stop_write) = self.stop_write.take() else {
+impl RunningServer {
+    /// Takes no more requests, cancels blocked ones, lets the others end and be answered, and removes the socket. The run
+    /// directory stays claimed until `self` is dropped: a daemon drops it when it has taken everything down, and who
+    /// waits for the daemon's end waits for that.
+    pub fn stop(&self) {
+        let listening = self
+            .listening
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        let Some(listening) = listening else {
             return;
         };
-        drop(stop_write);
-        if let Some(listener) = self.listener_thread.take() {
-            join(listener);
-        }
+        drop(listening.stop_write);
+        join(listening.thread);
         // The socket goes first: who comes now starts a new daemon rather than talk to a dying one.
         if let Err(error) = std::fs::remove_file(&self.path) {
             tracing::warn!(path = %self.path.display(), %error, "cannot remove control socket");
@@ -161,7 +170,7 @@ impl RunningServer {
 
 impl Drop for RunningServer {
     fn drop(&mut self) {
-        self.stop_in_place();
+        self.stop();
     }
 }
 

@@ -388,7 +388,13 @@ fn the_socket_is_private_and_has_one_server() {
         Server::bind(&bench.socket()),
         Err(ServerError::InUse(_))
     ));
-    bench.server.take().unwrap().stop();
+    let server = bench.server.take().unwrap();
+    server.stop();
+    assert!(matches!(
+        Server::bind(&bench.socket()),
+        Err(ServerError::InUse(_))
+    ));
+    drop(server);
     // What a killed daemon leaves is replaced.
     std::fs::write(bench.socket(), "").unwrap();
     assert!(Server::bind(&bench.socket()).is_ok());

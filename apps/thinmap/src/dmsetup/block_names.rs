@@ -4,8 +4,8 @@ use std::fs;
 
 use thinmap_units::DevNo;
 
-use super::Dmsetup;
 use super::names::{self, Kind};
+use super::{Dmsetup, node};
 
 /// How `ls` and `deps` show a device.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -42,13 +42,19 @@ impl DevNameKind {
 }
 
 impl Dmsetup<'_> {
-    /// The kernel's name of a block device. Mapped devices have no kernel device of their number; they are called
-    /// `dm-MINOR`, which is the name that the kernel would give.
+    /// The kernel's name of a block device. A mapped device that has no block device of its number (it is a FUSE file or
+    /// NBD alone) is called `dm-MINOR`, as the kernel would call it.
     pub(super) fn block_name(&mut self, dev: DevNo) -> Option<String> {
-        if self.mapped_name(dev).is_some() {
-            return Some(format!("dm-{}", dev.minor));
-        }
-        kernel_name(dev)
+        let devices = self.all_devices().ok()?;
+        let Some(mapped) = devices.into_iter().find(|device| device.dev == dev) else {
+            return kernel_name(dev);
+        };
+        let node = self.paths.dev_dir.join(mapped.name.as_str());
+        let is_block_device = node::device_number(&node) == Some(dev);
+        is_block_device
+            .then(|| kernel_name(dev))
+            .flatten()
+            .or_else(|| Some(format!("dm-{}", dev.minor)))
     }
 
     /// The name that `kind` asks for; `None` when only the number is left to show.

@@ -68,6 +68,12 @@ fn find_in_dir(dev_dir: &Path, wanted: Identity) -> Option<String> {
         .find(|name| identity(&dev_dir.join(name)) == Some(wanted))
 }
 
+/// The number of the device that a node is.
+pub fn device_number(node: &Path) -> Option<DevNo> {
+    let rdev = fs::metadata(node).ok()?.rdev();
+    (rdev != 0).then(|| DevNo::from_dev_t(rdev))
+}
+
 /// Gives a node the owner and mode that `create` was told. Failure is told, not fatal, as with libdevmapper.
 pub fn set_owner_and_mode(
     node: &Path,
