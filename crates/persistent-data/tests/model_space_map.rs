@@ -152,3 +152,37 @@ fn a_count_below_zero_or_a_block_past_the_end_is_corruption() {
     let shrunk = rig.sm.extend(&mut rig.tm, 9).unwrap_err();
     assert_eq!(shrunk.kind(), ErrorKind::Inval);
 }
+
+#[test]
+fn metadata_blocks_freed_are_not_reused_before_the_commit() {
+    let mut rig = Rig::new(10);
+    let mut blocks = Vec::new();
+    // Leaves room for the commit itself.
+    while rig.tm.nr_free() > 20 {
+        blocks.push(rig.tm.new_block(BlockKind::Bitmap).unwrap());
+    }
+    rig.commit(false);
+    for block in &blocks[..100] {
+        rig.tm.dec(*block).unwrap();
+    }
+    let mut fresh = Vec::new();
+    let full = loop {
+        match rig.tm.new_block(BlockKind::Bitmap) {
+            Ok(block) => fresh.push(block),
+            Err(e) => break e,
+        }
+    };
+    assert!(matches!(full.kind(), ErrorKind::NoSpace(_)));
+    assert!(fresh.len() <= 20);
+    assert!(fresh.iter().all(|block| !blocks.contains(block)));
+    // Made and freed in one transaction: free at once.
+    let last = fresh.pop().unwrap();
+    rig.tm.dec(last).unwrap();
+    assert_eq!(rig.tm.new_block(BlockKind::Bitmap).unwrap(), last);
+    for block in &fresh {
+        rig.tm.dec(*block).unwrap();
+    }
+    rig.commit(true);
+    let reused = rig.tm.new_block(BlockKind::Bitmap).unwrap();
+    assert!(blocks[..100].contains(&reused));
+}

@@ -187,7 +187,7 @@ fn metadata_device_over_the_maximum_is_used_up_to_it() {
 
 /// 1 TiB fully mapped in blocks of 64 KiB: 16,777,216 mappings.
 #[test]
-fn slow_full_tebibyte_opens_with_two_reads_and_bounded_memory() {
+fn slow_full_tebibyte_opens_with_few_reads_and_bounded_memory() {
     let blocks = 1 << 24;
     let volumes = [(1, vec![(0, 0, blocks, 0)])];
     let file = tempfile::NamedTempFile::new().unwrap();
