@@ -316,7 +316,7 @@ fn a_mount_on_a_killed_servers_device_is_reported_and_goes_when_unmounted() {
     std::fs::write(mount.0.join("file"), b"x").expect("write");
     drop(child);
     let report = block_node::clean_stale(dir.path());
-    assert_eq!(report.still_mounted, [mount.0.clone()]);
+    assert_eq!(report.still_mounted, std::slice::from_ref(&mount.0));
     assert!(report.unmounted);
     run("umount", &["-l".as_ref(), mount.0.as_os_str()]);
     let bound = Path::new("/sys/block")
@@ -345,6 +345,103 @@ fn shutdown_takes_everything_even_what_is_open() {
         .join("loop");
     eventually("detached at the last close", || !bound.exists());
     assert!(!dir.path().join("fuse").exists());
+}
+
+#[test]
+fn a_stalled_device_does_not_stall_another() {
+    let stack = Stack::start();
+    let stalled = Double::new(Sector(64 << 11), |io| {
+        if io.is_write() {
+            Fate::Hold
+        } else {
+            Fate::Pass
+        }
+    });
+    let node = stack.active(stalled.clone());
+    let path = node.path();
+    let writers: Vec<_> = (0..32u64)
+        .map(|n| {
+            let path = path.clone();
+            std::thread::spawn(move || {
+                let fd = open(&path, OFlags::WRONLY | OFlags::DIRECT).expect("open");
+                write_at(&fd, n << 20, &pattern(1 << 20, n)).expect("write");
+            })
+        })
+        .collect();
+    eventually("the stalled device has them", || stalled.held() >= 32);
+    let other = stack.active(memory(8));
+    let fd = open(&other.path(), OFlags::RDWR | OFlags::DIRECT).expect("open");
+    write_at(&fd, 0, &pattern(8 << 20, 5)).expect("write");
+    assert!(read_at(&fd, 0, 8 << 20).expect("read").as_slice() == pattern(8 << 20, 5).as_slice());
+    drop(fd);
+    other.remove(false).expect("remove");
+    let done = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            // More comes as the first part of each write ends.
+            while !done.load(Ordering::SeqCst) {
+                stalled.release();
+                std::thread::yield_now();
+            }
+        });
+        writers
+            .into_iter()
+            .for_each(|writer| writer.join().expect("writer"));
+        done.store(true, Ordering::SeqCst);
+    });
+}
+
+/// A control group with little memory; version 1 or 2, whichever the system has.
+struct Cgroup(PathBuf);
+
+impl Cgroup {
+    fn with_memory(bytes: u64) -> Self {
+        let v1 = Path::new("/sys/fs/cgroup/memory");
+        let (root, limit) = match v1.exists() {
+            true => (v1, "memory.limit_in_bytes"),
+            false => (Path::new("/sys/fs/cgroup"), "memory.max"),
+        };
+        let group = Self(root.join(format!("thinmap-test-{}", std::process::id())));
+        std::fs::create_dir(&group.0).expect("control group");
+        std::fs::write(group.0.join(limit), bytes.to_string()).expect("limit");
+        group
+    }
+}
+
+impl Drop for Cgroup {
+    fn drop(&mut self) {
+        for _ in 0..100 {
+            if std::fs::remove_dir(&self.0).is_ok() {
+                return;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+    }
+}
+
+#[test]
+fn dirty_pages_get_out_when_memory_is_short() {
+    let dir = tempfile::tempdir().expect("directory");
+    let _clean = CleanUp(dir.path());
+    let (_child, nodes) = serving_child(dir.path());
+    run("mkfs.ext4", &["-q", "-F", nodes[0].to_str().expect("path")]);
+    let mount = Mounted::mount(&nodes[0], &dir.path().join("mnt"));
+    // The writer dirties three times what it may have: most pages it gets are pages that were written back.
+    let group = Cgroup::with_memory(8 << 20);
+    let script = format!(
+        "echo $$ > {}/cgroup.procs && exec dd if=/dev/zero of={}/f bs=1M count=24 conv=fsync",
+        group.0.display(),
+        mount.0.display()
+    );
+    for _ in 0..3 {
+        run("sh", &["-c", &script]);
+    }
+    assert_eq!(
+        std::fs::metadata(mount.0.join("f")).expect("stat").len(),
+        24 << 20
+    );
+    run("umount", &[&mount.0]);
+    run("fsck.ext4", &["-fn", nodes[0].to_str().expect("path")]);
 }
 
 #[test]

@@ -90,6 +90,8 @@ impl Queue {
                 self.channel.reply(header.unique, libc::EIO);
                 return None;
             };
+            // Those of removed devices go here: their FORGET may have come to another queue.
+            self.sinks.retain(|_, sinks| !sinks.file.is_retired());
             self.sinks
                 .insert(header.nodeid, Sinks::new(&self.channel, file));
         }

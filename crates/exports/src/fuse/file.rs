@@ -106,6 +106,10 @@ impl DeviceFile {
         None
     }
 
+    pub(super) fn is_retired(&self) -> bool {
+        self.retired.load(Ordering::SeqCst)
+    }
+
     pub(super) fn leave(&self) {
         let was = self.in_flight.fetch_sub(1, Ordering::SeqCst);
         if was == 1 && self.retired.load(Ordering::SeqCst) {

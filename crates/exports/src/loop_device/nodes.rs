@@ -262,9 +262,8 @@ impl BlockNode for LoopNode {
                 return Err(busy());
             }
             // Whoever has claimed the device (mount, swap) shows here, in whatever namespace.
-            match open_node(self.number, OFlags::RDONLY | OFlags::EXCL) {
-                Err(Errno::BUSY) => return Err(busy()),
-                Ok(_) | Err(_) => {}
+            if let Err(Errno::BUSY) = open_node(self.number, OFlags::RDONLY | OFlags::EXCL) {
+                return Err(busy());
             }
         }
         let detached = self.detach(force)?;
