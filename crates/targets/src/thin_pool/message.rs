@@ -56,8 +56,8 @@ pub fn parse(argv: &[String]) -> Result<Message, MessageError> {
         "set_transaction_id" => {
             let [old, new] = exactly(args)?;
             Ok(Message::SetTransactionId {
-                old: transaction_id(old)?,
-                new: transaction_id(new)?,
+                old: transaction_id(old, "id")?,
+                new: transaction_id(new, "new id")?,
             })
         }
         "reserve_metadata_snap" => {
@@ -91,10 +91,10 @@ fn thin_id(word: &str) -> Result<ThinId, MessageError> {
         .ok_or_else(|| wrong(&format!("Message received with invalid device id: {word}")))
 }
 
-fn transaction_id(word: &str) -> Result<u64, MessageError> {
+fn transaction_id(word: &str, what: &str) -> Result<u64, MessageError> {
     number(word).ok_or_else(|| {
         wrong(&format!(
-            "set_transaction_id message: Unrecognised id {word}."
+            "set_transaction_id message: Unrecognised {what} {word}."
         ))
     })
 }
