@@ -223,7 +223,7 @@ pub trait DmService: Send + Sync {
     /// Every device, sorted by name.
     fn list_devices(&self) -> Result<Vec<DeviceListEntry>, DmError>;
 
-    /// A new device without a table. EBUSY when name, uuid or minor is taken, EINVAL for a minor beyond 20 bits.
+    /// A new device without a table. EBUSY when name or uuid is taken, ENXIO when the minor is taken or beyond 20 bits.
     fn create(
         &self,
         name: &DmName,

@@ -2,7 +2,7 @@
 
 use std::io::Read;
 
-use thinmap_control::{DmError, Request, Response, SuspendOptions, TableLine};
+use thinmap_control::{DeviceSelector, DmError, Request, Response, SuspendOptions, TableLine};
 use thinmap_units::{DevNo, DmName, DmUuid};
 
 use super::command_table::Call;
@@ -135,17 +135,22 @@ fn load_and_resume(
         lines,
         read_only,
     })?;
-    let by_name = Subject {
+    // By the number that the device really has, whatever number was asked for; the message shows the latter.
+    let asked = Subject {
         uuid: String::new(),
         ..subject.clone()
     };
-    dmsetup.device_task("resume", &by_name, |device| Request::Resume {
-        device,
+    let request = Request::Resume {
+        device: DeviceSelector::Dev(dev),
         options: SuspendOptions {
             lock_fs: true,
             no_flush: false,
         },
-    })
+    };
+    match dmsetup.send("resume", &asked, &request)? {
+        Response::Device(info) => Ok(info),
+        _ => Err(dmsetup.unexpected("resume", &asked)),
+    }
 }
 
 /// Takes a device away whose table was refused.

@@ -1,6 +1,6 @@
 //! Names as libdevmapper writes them: bytes that udev cannot bear are mangled to `\xNN`.
 
-use thinmap_units::NAME_BYTES_MAX;
+use thinmap_units::{NAME_BYTES_MAX, UUID_BYTES_MAX};
 
 /// How names are mangled on the way in and unmangled on the way out.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -36,6 +36,14 @@ pub enum Kind {
 }
 
 impl Kind {
+    /// The longest mangled form, in bytes.
+    fn bytes_max(self) -> usize {
+        match self {
+            Self::Name | Self::NewName => NAME_BYTES_MAX,
+            Self::Uuid => UUID_BYTES_MAX,
+        }
+    }
+
     fn label(self) -> &'static str {
         match self {
             Self::Name => "name",
@@ -85,7 +93,7 @@ pub fn mangle(text: &str, kind: Kind, mode: Mangling) -> Result<String, String> 
             newly_mangled = true;
         }
     }
-    if mangled.len() > NAME_BYTES_MAX {
+    if mangled.len() > kind.bytes_max() {
         return Err(format!(
             "Mangled form of the {label} too long for \"{text}\"."
         ));

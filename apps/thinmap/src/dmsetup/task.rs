@@ -164,13 +164,14 @@ impl Dmsetup<'_> {
     }
 
     pub(super) fn mangle_uuid(&mut self, uuid: &str) -> Result<String, Failed> {
-        if uuid.len() > UUID_BYTES_MAX {
-            return self.fail(&format!("Uuid \"{uuid}\" too long."));
-        }
         if let Err(text) = names::check_mangled_once(uuid, Kind::Uuid, self.mangling) {
             return self.fail(&text);
         }
         if self.mangling == names::Mangling::None {
+            // COMPAT: the field is cut by libdevmapper; here a uuid that does not fit is refused.
+            if uuid.len() > UUID_BYTES_MAX {
+                return self.fail(&format!("Uuid \"{uuid}\" too long."));
+            }
             return Ok(uuid.to_owned());
         }
         names::mangle(uuid, Kind::Uuid, self.mangling).or_else(|text| {
