@@ -1,1 +1,16 @@
-//! placeholder
+//! The daemon: owns the devices, serves commands, makes devices visible and takes them away again.
+//!
+//! A library, so that a simulator can run it; `apps/thinmap` is its command.
+#![forbid(unsafe_code)]
+
+mod config;
+mod daemon;
+mod devices;
+mod lifecycle;
+mod native;
+mod nodes;
+mod opener;
+mod service;
+
+pub use config::{Config, ConfigError, ConfigFile};
+pub use lifecycle::{RunError, run};

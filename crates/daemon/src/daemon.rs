@@ -1,0 +1,250 @@
+//! The daemon's own state, and how devices become visible and go away.
+//!
+//! INVARIANT: a device is visible (block device, name, NBD export) only while its mapping exists; removal goes top down:
+//! first nobody can find it, then nobody can reach it, then the mapping goes.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use parking_lot::{Condvar, Mutex, RwLock};
+use rustix::io::Errno;
+use thinmap_block::BlockDevice;
+use thinmap_control::{DmError, DmService};
+use thinmap_dm::{Environment, Registry, SuspendFlags};
+use thinmap_exports::block_node::{BlockNodes, NodeError, NodeKind};
+use thinmap_exports::nbd::NbdServer;
+use thinmap_runtime::ActorHandle;
+use thinmap_units::{DmName, Sector};
+
+use crate::devices::{Device, Devices, Visible};
+use crate::nodes::Nodes;
+
+/// Everything that runs in the daemon. Shared by all command threads.
+pub struct Daemon {
+    pub(crate) run_dir: PathBuf,
+    pub(crate) env: Arc<Environment>,
+    pub(crate) registry: Registry,
+    pub(crate) devices: Arc<Devices>,
+    pub(crate) nodes: Nodes,
+    pub(crate) block_nodes: Arc<dyn BlockNodes>,
+    /// `None` when not wanted, and after the end.
+    pub(crate) nbd: RwLock<Option<NbdServer>>,
+    pub(crate) reaper: ActorHandle,
+    pub(crate) notes: Vec<String>,
+    pub(crate) stopping: Stopping,
+}
+
+/// The way to the daemon's end.
+#[derive(Default)]
+pub(crate) struct Stopping {
+    flag: AtomicBool,
+    force: AtomicBool,
+    lock: Mutex<()>,
+    changed: Condvar,
+}
+
+impl Stopping {
+    /// Asks for the end.
+    pub(crate) fn begin(&self, force: bool) {
+        self.force.fetch_or(force, Ordering::AcqRel);
+        self.flag.store(true, Ordering::Release);
+        let _guard = self.lock.lock();
+        self.changed.notify_all();
+    }
+
+    /// Sleeps until the end is asked for; whether by force.
+    pub(crate) fn wait(&self) -> bool {
+        let mut guard = self.lock.lock();
+        while !self.flag.load(Ordering::Acquire) {
+            self.changed.wait(&mut guard);
+        }
+        self.force.load(Ordering::Acquire)
+    }
+}
+
+impl Daemon {
+    /// The daemon is ending: waiters give up.
+    pub(crate) fn is_stopping(&self) -> bool {
+        self.stopping.flag.load(Ordering::Acquire)
+    }
+
+    /// Users of a device: tables of other devices, openers of its block device, NBD clients.
+    pub(crate) fn open_count(&self, device: &Device) -> u32 {
+        device.md.open_count() + device.node.open_count() + self.nbd_connections(device)
+    }
+
+    /// Makes what was just resumed reachable, or tells its block device of a new size.
+    pub(crate) fn make_visible(
+        &self,
+        device: &Arc<Device>,
+        visible: &mut Visible,
+    ) -> Result<(), NodeError> {
+        let Some(live) = device.md.info().live else {
+            return Ok(());
+        };
+        if visible.node {
+            device.node.refresh()?;
+        } else {
+            device
+                .node
+                .activate(device.md.clone(), device.md.name().as_str(), live.read_only)?;
+            visible.node = true;
+            self.add_node(device);
+        }
+        if visible.nbd.is_none()
+            && let Some(nbd) = &*self.nbd.read()
+        {
+            let name = device.md.name();
+            match nbd.add_export(name.as_str(), device.md.clone(), live.read_only) {
+                Ok(()) => visible.nbd = Some(name),
+                Err(error) => tracing::error!(device = %name, %error, "no NBD export"),
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts the device's present name into the device directory.
+    pub(crate) fn add_node(&self, device: &Device) {
+        let is_block = match self.block_nodes.kind() {
+            NodeKind::Loop | NodeKind::Ublk => true,
+            NodeKind::FuseFile => false,
+            NodeKind::None => return,
+        };
+        let name = device.md.name();
+        if let Err(error) = self
+            .nodes
+            .add(&name, device.dev_no(), &device.node.path(), is_block)
+        {
+            tracing::error!(device = %name, %error, "no node in the device directory");
+        }
+    }
+
+    pub(crate) fn nbd_rename(&self, from: &DmName, to: &DmName) {
+        if let Some(nbd) = &*self.nbd.read()
+            && let Err(error) = nbd.rename_export(from.as_str(), to.as_str())
+        {
+            tracing::error!(%from, %to, %error, "NBD export keeps its old name");
+        }
+    }
+
+    fn nbd_connections(&self, device: &Device) -> u32 {
+        let connections = self
+            .nbd
+            .read()
+            .as_ref()
+            .map_or(0, |nbd| nbd.connections(device.md.name().as_str()));
+        u32::try_from(connections).unwrap_or(u32::MAX)
+    }
+
+    /// Removes a device, or says that it is busy.
+    pub(crate) fn remove_now(&self, device: &Arc<Device>) -> Result<(), DmError> {
+        self.remove_device(device, false)
+    }
+
+    fn remove_device(&self, device: &Arc<Device>, force: bool) -> Result<(), DmError> {
+        let mut visible = device.control.lock();
+        if device.removing() {
+            return Err(DmError::no_device());
+        }
+        let name = device.md.name();
+        let busy = |by: &str| {
+            DmError::new(
+                Errno::BUSY,
+                format!("device-mapper: {name} is in use by {by}"),
+            )
+        };
+        if device.md.open_count() > 0 {
+            return Err(busy("another mapped device"));
+        }
+        if !force && self.nbd_connections(device) > 0 {
+            return Err(busy("an NBD client"));
+        }
+        if !force && device.node.open_count() > 0 {
+            return Err(busy("a mount or a program that has its block device open"));
+        }
+        device.set_removing(true);
+        if device.md.begin_removal(&|| false).is_err() {
+            device.set_removing(false);
+            return Err(busy("another mapped device"));
+        }
+        if let Err(error) = device.node.remove(force) {
+            device.md.cancel_removal();
+            device.set_removing(false);
+            return Err(DmError {
+                errno: error.errno(),
+                text: format!("device-mapper: {name}: {error}"),
+            });
+        }
+        if visible.node {
+            self.nodes.remove(&name);
+        }
+        if let (Some(nbd), Some(export)) = (&*self.nbd.read(), visible.nbd.take()) {
+            // Not waited for: the mapping fails what its last clients still have in flight.
+            let _ = nbd.remove_export(export.as_str());
+        }
+        visible.node = false;
+        self.devices.remove(device);
+        device.md.destroy();
+        Ok(())
+    }
+
+    /// Removes the devices whose removal was deferred, as far as they are free; whether some are left.
+    pub(crate) fn reap(&self) -> bool {
+        let mut left = false;
+        for device in self.devices.all() {
+            if device.deferred_remove() && self.remove_now(&device).is_err() {
+                left = true;
+            }
+        }
+        left
+    }
+
+    /// Whether a device is in use from outside the daemon, and by whom.
+    pub(crate) fn first_open(&self) -> Option<(DmName, u32)> {
+        self.devices.all().into_iter().find_map(|device| {
+            let openers = device.node.open_count() + self.nbd_connections(&device);
+            (openers > 0).then(|| (device.md.name(), openers))
+        })
+    }
+
+    /// Takes all devices down: flushed and removed top down; what is still open goes by force when asked to.
+    pub(crate) fn remove_everything(&self, force: bool) {
+        let _ = self.remove_all(false);
+        if !force {
+            return;
+        }
+        loop {
+            let left = self.devices.all();
+            let removed = left
+                .iter()
+                .filter(|device| {
+                    flush_by_suspending(device);
+                    self.remove_device(device, true).is_ok()
+                })
+                .count();
+            if removed == 0 {
+                for device in self.devices.all() {
+                    tracing::error!(device = %device.md.name(), "could not be removed");
+                }
+                return;
+            }
+        }
+    }
+
+    /// Size of a device as its users see it.
+    pub(crate) fn size(device: &Device) -> Sector {
+        device.md.size()
+    }
+}
+
+/// Makes everything durable that was acknowledged: a suspend commits.
+fn flush_by_suspending(device: &Device) {
+    let flags = SuspendFlags {
+        noflush: true,
+        lockfs: false,
+    };
+    if let Err(error) = device.md.suspend(flags) {
+        tracing::warn!(device = %device.md.name(), %error, "could not be suspended before removal");
+    }
+}

@@ -1,0 +1,196 @@
+//! The devices there are, by number, name and uuid.
+//!
+//! INVARIANT: the three maps always agree; names, uuids and numbers are unique. Locks here are held for look-ups only,
+//! never while a device does I/O.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use parking_lot::{Mutex, RwLock};
+use thinmap_dm::MappedDevice;
+use thinmap_exports::block_node::BlockNode;
+use thinmap_units::{DevNo, DmName, DmUuid};
+
+/// A mapped device and what makes it reachable.
+pub struct Device {
+    /// The mapping itself.
+    pub md: Arc<MappedDevice>,
+    /// Its block device, whose number is the device's number.
+    pub node: Arc<dyn BlockNode>,
+    /// Commands on one device come one at a time.
+    pub control: Mutex<Visible>,
+    deferred_remove: AtomicBool,
+    removing: AtomicBool,
+}
+
+/// Where the device can be seen now.
+#[derive(Default)]
+pub struct Visible {
+    /// Its block device is attached and its name is in the device directory.
+    pub node: bool,
+    /// It is exported over NBD, under this name.
+    pub nbd: Option<DmName>,
+}
+
+impl Device {
+    /// A device that nobody can see yet.
+    pub fn new(md: Arc<MappedDevice>, node: Arc<dyn BlockNode>) -> Self {
+        Self {
+            md,
+            node,
+            control: Mutex::default(),
+            deferred_remove: AtomicBool::new(false),
+            removing: AtomicBool::new(false),
+        }
+    }
+
+    /// Its number.
+    pub fn dev_no(&self) -> DevNo {
+        self.node.dev_no()
+    }
+
+    /// Removal waits for the last user.
+    pub fn deferred_remove(&self) -> bool {
+        self.deferred_remove.load(Ordering::Acquire)
+    }
+
+    /// Asks for removal after the last user, or takes that back.
+    pub fn set_deferred_remove(&self, on: bool) {
+        self.deferred_remove.store(on, Ordering::Release);
+    }
+
+    /// Removal has begun: no command finds the device any more.
+    pub fn removing(&self) -> bool {
+        self.removing.load(Ordering::Acquire)
+    }
+
+    /// Begins removal, or gives it up.
+    pub fn set_removing(&self, on: bool) {
+        self.removing.store(on, Ordering::Release);
+    }
+}
+
+/// A name or uuid is taken.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Taken {
+    /// By this device.
+    Name(DevNo),
+    /// By this device.
+    Uuid(DevNo),
+    /// By this device.
+    Number(DevNo),
+}
+
+/// All devices.
+#[derive(Default)]
+pub struct Devices {
+    maps: RwLock<Maps>,
+}
+
+#[derive(Default)]
+struct Maps {
+    by_dev: BTreeMap<DevNo, Arc<Device>>,
+    by_name: BTreeMap<DmName, DevNo>,
+    by_uuid: BTreeMap<DmUuid, DevNo>,
+}
+
+impl Devices {
+    /// Whether a name or uuid is free.
+    pub fn check_free(&self, name: &DmName, uuid: Option<&DmUuid>) -> Result<(), Taken> {
+        self.maps.read().check_free(name, uuid)
+    }
+
+    /// Adds a device; refused when its name, uuid or number is taken.
+    pub fn insert(&self, device: Arc<Device>) -> Result<(), Taken> {
+        let (name, uuid, dev) = (device.md.name(), device.md.uuid(), device.dev_no());
+        let mut maps = self.maps.write();
+        maps.check_free(&name, uuid.as_ref())?;
+        if maps.by_dev.contains_key(&dev) {
+            return Err(Taken::Number(dev));
+        }
+        maps.by_name.insert(name, dev);
+        if let Some(uuid) = uuid {
+            maps.by_uuid.insert(uuid, dev);
+        }
+        maps.by_dev.insert(dev, device);
+        Ok(())
+    }
+
+    /// Takes a device out.
+    pub fn remove(&self, device: &Device) {
+        let mut maps = self.maps.write();
+        maps.by_name.remove(&device.md.name());
+        if let Some(uuid) = device.md.uuid() {
+            maps.by_uuid.remove(&uuid);
+        }
+        maps.by_dev.remove(&device.dev_no());
+    }
+
+    /// Gives a device another name.
+    pub fn rename(&self, device: &Device, name: &DmName) -> Result<(), Taken> {
+        let mut maps = self.maps.write();
+        maps.check_free(name, None)?;
+        maps.by_name.remove(&device.md.name());
+        maps.by_name.insert(name.clone(), device.dev_no());
+        device.md.set_name(name.clone());
+        Ok(())
+    }
+
+    /// Gives a device its uuid.
+    pub fn set_uuid(&self, device: &Device, uuid: &DmUuid) -> Result<(), Taken> {
+        let mut maps = self.maps.write();
+        if let Some(dev) = maps.by_uuid.get(uuid) {
+            return Err(Taken::Uuid(*dev));
+        }
+        maps.by_uuid.insert(uuid.clone(), device.dev_no());
+        // The device has none yet: the caller has looked, and commands on one device come one at a time.
+        let _ = device.md.set_uuid(uuid.clone());
+        Ok(())
+    }
+
+    /// The device of this number.
+    pub fn by_dev(&self, dev: DevNo) -> Option<Arc<Device>> {
+        self.maps.read().by_dev.get(&dev).cloned()
+    }
+
+    /// The device of this name.
+    pub fn by_name(&self, name: &DmName) -> Option<Arc<Device>> {
+        let maps = self.maps.read();
+        maps.by_name
+            .get(name)
+            .and_then(|dev| maps.by_dev.get(dev))
+            .cloned()
+    }
+
+    /// The device of this uuid.
+    pub fn by_uuid(&self, uuid: &DmUuid) -> Option<Arc<Device>> {
+        let maps = self.maps.read();
+        maps.by_uuid
+            .get(uuid)
+            .and_then(|dev| maps.by_dev.get(dev))
+            .cloned()
+    }
+
+    /// All, sorted by name.
+    pub fn all(&self) -> Vec<Arc<Device>> {
+        let maps = self.maps.read();
+        maps.by_name
+            .values()
+            .filter_map(|dev| maps.by_dev.get(dev))
+            .cloned()
+            .collect()
+    }
+}
+
+impl Maps {
+    fn check_free(&self, name: &DmName, uuid: Option<&DmUuid>) -> Result<(), Taken> {
+        if let Some(dev) = self.by_name.get(name) {
+            return Err(Taken::Name(*dev));
+        }
+        match uuid.and_then(|uuid| self.by_uuid.get(uuid)) {
+            Some(dev) => Err(Taken::Uuid(*dev)),
+            None => Ok(()),
+        }
+    }
+}

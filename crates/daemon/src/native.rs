@@ -1,0 +1,84 @@
+//! The daemon's native requests: who it is, where devices can be reached, the end.
+
+use rustix::io::Errno;
+use thinmap_control::native::{DaemonInfo, DeviceExports};
+use thinmap_control::{DmError, NativeService};
+use thinmap_exports::block_node::NodeKind;
+
+use crate::daemon::Daemon;
+use crate::devices::Device;
+
+impl NativeService for Daemon {
+    fn daemon_info(&self) -> DaemonInfo {
+        DaemonInfo {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            run_dir: self.run_dir.clone(),
+            dev_dir: self.nodes.dev_dir().to_owned(),
+        }
+    }
+
+    fn stop(&self, force: bool) -> Result<(), DmError> {
+        if !force && let Some((name, openers)) = self.first_open() {
+            let text = format!(
+                "{name} is open ({openers} users): unmount or close it first, or stop with --force"
+            );
+            return Err(DmError::new(Errno::BUSY, text));
+        }
+        self.stopping.begin(force);
+        Ok(())
+    }
+
+    fn exports(&self) -> Result<Vec<DeviceExports>, DmError> {
+        Ok(self
+            .devices
+            .all()
+            .iter()
+            .map(|device| self.exports_of_device(device))
+            .collect())
+    }
+}
+
+impl Daemon {
+    fn exports_of_device(&self, device: &Device) -> DeviceExports {
+        let visible = device.control.lock();
+        let kind = self.block_nodes.kind();
+        let path = visible.node.then(|| device.node.path());
+        let is_block = matches!(kind, NodeKind::Loop | NodeKind::Ublk);
+        let name = device.md.name();
+        DeviceExports {
+            name: name.to_string(),
+            uuid: device.md.uuid().map(|uuid| uuid.to_string()),
+            major: device.dev_no().major,
+            minor: device.dev_no().minor,
+            sectors: Self::size(device).0,
+            node: (visible.node && kind != NodeKind::None).then(|| self.nodes.path(&name)),
+            block_device: path.clone().filter(|_| is_block),
+            file: path.filter(|_| kind == NodeKind::FuseFile),
+            nbd: visible
+                .nbd
+                .as_ref()
+                .map(|export| self.nbd_uri(export.as_str())),
+            notes: self.notes.clone(),
+        }
+    }
+
+    /// The export's address for NBD clients.
+    fn nbd_uri(&self, export: &str) -> String {
+        let plain = |c: char| c.is_ascii_alphanumeric() || "-._~".contains(c);
+        let escaped: String = export
+            .bytes()
+            .map(|b| {
+                if plain(char::from(b)) {
+                    char::from(b).to_string()
+                } else {
+                    format!("%{b:02X}")
+                }
+            })
+            .collect();
+        format!(
+            "nbd+unix:///{escaped}?socket={}",
+            self.run_dir.join("nbd.sock").display()
+        )
+    }
+}

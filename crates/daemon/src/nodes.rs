@@ -1,0 +1,176 @@
+//! The names in the device directory (`/dev/mapper/NAME`): real device nodes where the system allows them, links
+//! to the kernel's own node or to the FUSE file otherwise.
+//!
+//! A list of the nodes made is kept in the run directory, so that the next daemon can take away what a killed one left.
+
+use std::os::unix::fs::{FileTypeExt, MetadataExt, symlink};
+use std::path::{Path, PathBuf};
+
+use parking_lot::Mutex;
+use rustix::fs::{FileType, Mode};
+use thinmap_units::{DevNo, DmName};
+
+/// The device directory and what we have put there.
+pub struct Nodes {
+    dev_dir: PathBuf,
+    list: PathBuf,
+    made: Mutex<Vec<PathBuf>>,
+}
+
+impl Nodes {
+    /// Opens the device directory (made when missing) and removes what an earlier daemon of the same run directory left.
+    pub fn open(dev_dir: &Path, run_dir: &Path) -> std::io::Result<Self> {
+        std::fs::create_dir_all(dev_dir)?;
+        let nodes = Self {
+            dev_dir: dev_dir.to_owned(),
+            list: run_dir.join("nodes"),
+            made: Mutex::default(),
+        };
+        for stale in std::fs::read_to_string(&nodes.list)
+            .unwrap_or_default()
+            .lines()
+        {
+            let stale = Path::new(stale);
+            // Only what looks like ours: names in our directory that are a block node or a link.
+            if stale.parent() == Some(dev_dir) && is_node_or_link(stale) {
+                match std::fs::remove_file(stale) {
+                    Ok(()) => tracing::info!(node = %stale.display(), "removed a stale node"),
+                    Err(error) => {
+                        tracing::warn!(node = %stale.display(), %error, "a stale node stays")
+                    }
+                }
+            }
+        }
+        nodes.save(&[]);
+        Ok(nodes)
+    }
+
+    /// The path of a device's node, whether it exists or not.
+    pub fn path(&self, name: &DmName) -> PathBuf {
+        self.dev_dir.join(mangle(name.as_str()))
+    }
+
+    /// The device directory.
+    pub fn dev_dir(&self) -> &Path {
+        &self.dev_dir
+    }
+
+    /// Makes the node for a block device number, or a link to `target` where nodes cannot be made.
+    pub fn add(
+        &self,
+        name: &DmName,
+        dev: DevNo,
+        target: &Path,
+        is_block: bool,
+    ) -> std::io::Result<()> {
+        let path = self.path(name);
+        if is_block && is_block_node(&path, dev) {
+            return Ok(());
+        }
+        if is_node_or_link(&path) {
+            std::fs::remove_file(&path)?;
+        }
+        // The list first: a crash in between leaves an entry without a node, never a node without an entry.
+        let mut made = self.made.lock();
+        if !made.contains(&path) {
+            made.push(path.clone());
+        }
+        self.save(&made);
+        drop(made);
+        if is_block && make_block_node(&path, dev) {
+            return Ok(());
+        }
+        symlink(target, &path)
+    }
+
+    /// Removes a device's node; one that is not there is no error.
+    pub fn remove(&self, name: &DmName) {
+        let path = self.path(name);
+        if is_node_or_link(&path)
+            && let Err(error) = std::fs::remove_file(&path)
+        {
+            tracing::warn!(node = %path.display(), %error, "cannot remove a node");
+        }
+        let mut made = self.made.lock();
+        made.retain(|known| *known != path);
+        self.save(&made);
+    }
+
+    fn save(&self, made: &[PathBuf]) {
+        let text: String = made
+            .iter()
+            .map(|path| format!("{}\n", path.display()))
+            .collect();
+        let new = self.list.with_extension("new");
+        let saved = std::fs::write(&new, text).and_then(|()| std::fs::rename(&new, &self.list));
+        if let Err(error) = saved {
+            tracing::warn!(list = %self.list.display(), %error, "cannot note the nodes made");
+        }
+    }
+}
+
+/// A device name as a file name: libdevmapper's "auto" mangling, `\xNN` for what udev would not take.
+pub fn mangle(name: &str) -> String {
+    let allowed = |c: char| c.is_ascii_alphanumeric() || "#+-.:=@_".contains(c) || !c.is_ascii();
+    if name.contains("\\x") || name.chars().all(allowed) {
+        return name.to_owned();
+    }
+    let mut mangled = String::with_capacity(name.len() + 3);
+    for c in name.chars() {
+        if allowed(c) {
+            mangled.push(c);
+        } else {
+            mangled.push_str(&format!("\\x{:02x}", u32::from(c)));
+        }
+    }
+    mangled
+}
+
+fn is_node_or_link(path: &Path) -> bool {
+    std::fs::symlink_metadata(path)
+        .is_ok_and(|m| m.file_type().is_block_device() || m.file_type().is_symlink())
+}
+
+fn is_block_node(path: &Path, dev: DevNo) -> bool {
+    std::fs::symlink_metadata(path)
+        .is_ok_and(|m| m.file_type().is_block_device() && DevNo::from_dev_t(m.rdev()) == dev)
+}
+
+fn make_block_node(path: &Path, dev: DevNo) -> bool {
+    let mode = Mode::from_raw_mode(0o600);
+    if rustix::fs::mknodat(
+        rustix::fs::CWD,
+        path,
+        FileType::BlockDevice,
+        mode,
+        dev.to_dev_t(),
+    )
+    .is_err()
+    {
+        return false;
+    }
+    // A directory on a nodev mount takes nodes that nobody can open: ENXIO would be fine, EACCES is not.
+    match rustix::fs::open(
+        path,
+        rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::CLOEXEC,
+        Mode::empty(),
+    ) {
+        Err(rustix::io::Errno::ACCESS) => {
+            let _ = std::fs::remove_file(path);
+            false
+        }
+        _ => true,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn odd_characters_are_mangled_once() {
+        assert_eq!(mangle("plain-name_1.2"), "plain-name_1.2");
+        assert_eq!(mangle("a b"), "a\\x20b");
+        assert_eq!(mangle("a\\x20b"), "a\\x20b");
+    }
+}

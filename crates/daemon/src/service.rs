@@ -1,0 +1,381 @@
+//! Device mapper's commands on the daemon's devices: what the kernel's ioctls do.
+
+use std::sync::Arc;
+
+use rustix::io::Errno;
+use thinmap_control::{
+    CancelToken, DeviceDeps, DeviceInfo, DeviceListEntry, DeviceSelector, DeviceStatus, DmError,
+    DmService, Geometry, StatusKind, StatusQuery, SuspendOptions, TableInfo, TableLine,
+    TargetVersion,
+};
+use thinmap_dm::{DeviceError, MappedDevice, SuspendFlags, WhichTable};
+use thinmap_units::{DmName, DmUuid, Sector};
+
+use crate::daemon::Daemon;
+use crate::devices::{Device, Taken};
+
+impl DmService for Daemon {
+    fn remove_all(&self, deferred: bool) -> Result<(), DmError> {
+        // A device goes only after those that stand on it: go round until nothing more goes.
+        loop {
+            let removed = self
+                .devices
+                .all()
+                .iter()
+                .filter(|d| self.remove_now(d).is_ok())
+                .count();
+            if removed == 0 {
+                break;
+            }
+        }
+        if deferred {
+            for device in self.devices.all() {
+                device.set_deferred_remove(true);
+            }
+            self.reaper.wake();
+        }
+        Ok(())
+    }
+
+    fn list_devices(&self) -> Result<Vec<DeviceListEntry>, DmError> {
+        let entry = |device: Arc<Device>| DeviceListEntry {
+            name: device.md.name(),
+            uuid: device.md.uuid(),
+            dev: device.dev_no(),
+            event_nr: device.md.event().number(),
+        };
+        Ok(self.devices.all().into_iter().map(entry).collect())
+    }
+
+    fn create(
+        &self,
+        name: &DmName,
+        uuid: Option<&DmUuid>,
+        minor: Option<u32>,
+    ) -> Result<DeviceInfo, DmError> {
+        self.devices
+            .check_free(name, uuid)
+            .map_err(|taken| taken_error(&taken, name, uuid))?;
+        let node = self.block_nodes.create(minor).map_err(|e| DmError {
+            errno: e.errno(),
+            text: format!("device-mapper: {name}: no block device can be made: {e}"),
+        })?;
+        let md = MappedDevice::new(
+            self.env.clone(),
+            self.registry,
+            node.dev_no(),
+            name.clone(),
+            uuid.cloned(),
+        );
+        let device = Arc::new(Device::new(md, node));
+        if let Err(taken) = self.devices.insert(device.clone()) {
+            let _ = device.node.remove(true);
+            return Err(taken_error(&taken, name, uuid));
+        }
+        Ok(self.info(&device))
+    }
+
+    fn remove(
+        &self,
+        selector: &DeviceSelector,
+        deferred: bool,
+    ) -> Result<Option<DeviceInfo>, DmError> {
+        let device = self.find(selector)?;
+        match self.remove_now(&device) {
+            Ok(()) => Ok(None),
+            Err(error) if deferred && error.errno == Errno::BUSY.raw_os_error() => {
+                device.set_deferred_remove(true);
+                self.reaper.wake();
+                Ok(Some(self.info(&device)))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn cancel_deferred_remove(&self, selector: &DeviceSelector) -> Result<DeviceInfo, DmError> {
+        let device = self.find(selector)?;
+        device.set_deferred_remove(false);
+        Ok(self.info(&device))
+    }
+
+    fn rename(&self, device: &DmName, new_name: &DmName) -> Result<DeviceInfo, DmError> {
+        let device = self.find(&DeviceSelector::Name(device.clone()))?;
+        let mut visible = device.control.lock();
+        let old_name = device.md.name();
+        self.devices
+            .rename(&device, new_name)
+            .map_err(|taken| taken_error(&taken, new_name, None))?;
+        if visible.node {
+            self.add_node(&device);
+            self.nodes.remove(&old_name);
+        }
+        if let Some(exported) = visible.nbd.take() {
+            self.nbd_rename(&exported, new_name);
+            visible.nbd = Some(new_name.clone());
+        }
+        drop(visible);
+        Ok(self.info(&device))
+    }
+
+    fn set_uuid(&self, device: &DmName, uuid: &DmUuid) -> Result<DeviceInfo, DmError> {
+        let device = self.find(&DeviceSelector::Name(device.clone()))?;
+        if let Some(has) = device.md.uuid() {
+            let text = format!(
+                "device-mapper: ioctl: Unable to change uuid of mapped device {} to {uuid} because uuid is already set to {has}",
+                device.md.name()
+            );
+            return Err(DmError::new(Errno::INVAL, text));
+        }
+        self.devices
+            .set_uuid(&device, uuid)
+            .map_err(|taken| taken_error(&taken, &device.md.name(), Some(uuid)))?;
+        Ok(self.info(&device))
+    }
+
+    fn suspend(
+        &self,
+        selector: &DeviceSelector,
+        options: SuspendOptions,
+    ) -> Result<DeviceInfo, DmError> {
+        let device = self.find(selector)?;
+        let control = device.control.lock();
+        device
+            .md
+            .suspend(suspend_flags(options))
+            .map_err(|e| failed(&device, "suspend", &e))?;
+        drop(control);
+        Ok(self.info(&device))
+    }
+
+    fn resume(
+        &self,
+        selector: &DeviceSelector,
+        options: SuspendOptions,
+    ) -> Result<DeviceInfo, DmError> {
+        let device = self.find(selector)?;
+        let mut visible = device.control.lock();
+        let name = device.md.name();
+        device
+            .md
+            .resume(suspend_flags(options))
+            .map_err(|e| failed(&device, "resume", &e))?;
+        self.make_visible(&device, &mut visible)
+            .map_err(|e| DmError {
+                errno: e.errno(),
+                text: format!("device-mapper: {name}: live, but its block device failed: {e}"),
+            })?;
+        drop(visible);
+        Ok(self.info(&device))
+    }
+
+    fn status(&self, selector: &DeviceSelector) -> Result<DeviceInfo, DmError> {
+        Ok(self.info(&*self.find(selector)?))
+    }
+
+    fn wait_event(
+        &self,
+        selector: &DeviceSelector,
+        event_nr: u32,
+        query: StatusQuery,
+        cancel: &CancelToken,
+    ) -> Result<DeviceStatus, DmError> {
+        let device = self.find(selector)?;
+        device
+            .md
+            .event()
+            .wait(event_nr, &|| cancel.is_cancelled() || self.is_stopping());
+        if device.removing() {
+            return Err(DmError::no_device());
+        }
+        if device.md.event().number() == event_nr {
+            return Err(DmError::new(Errno::INTR, ""));
+        }
+        Ok(self.status_of(&device, query))
+    }
+
+    fn table_load(
+        &self,
+        selector: &DeviceSelector,
+        lines: Vec<TableLine>,
+        read_only: bool,
+    ) -> Result<DeviceInfo, DmError> {
+        let device = self.find(selector)?;
+        let control = device.control.lock();
+        let lines: Vec<thinmap_dm::TableLine> = lines
+            .into_iter()
+            .map(|line| thinmap_dm::TableLine {
+                start: line.start,
+                len: line.len,
+                target: line.target,
+                params: line.params,
+            })
+            .collect();
+        device
+            .md
+            .load(&lines, read_only)
+            .map_err(|e| failed(&device, "table", &e))?;
+        drop(control);
+        Ok(self.info(&device))
+    }
+
+    fn table_clear(&self, selector: &DeviceSelector) -> Result<DeviceInfo, DmError> {
+        let device = self.find(selector)?;
+        let control = device.control.lock();
+        device.md.clear();
+        drop(control);
+        Ok(self.info(&device))
+    }
+
+    fn table_deps(&self, selector: &DeviceSelector, inactive: bool) -> Result<DeviceDeps, DmError> {
+        let device = self.find(selector)?;
+        Ok(DeviceDeps {
+            devices: device.md.deps(slot(inactive)),
+            info: self.info(&device),
+        })
+    }
+
+    fn table_status(
+        &self,
+        selector: &DeviceSelector,
+        query: StatusQuery,
+    ) -> Result<DeviceStatus, DmError> {
+        let device = self.find(selector)?;
+        Ok(self.status_of(&device, query))
+    }
+
+    fn target_versions(&self) -> Result<Vec<TargetVersion>, DmError> {
+        let version = |info: thinmap_dm::TargetInfo| TargetVersion {
+            name: info.name.to_owned(),
+            version: info.version,
+        };
+        Ok(self.registry.list().map(version).collect())
+    }
+
+    fn message(
+        &self,
+        selector: &DeviceSelector,
+        sector: Sector,
+        args: &[String],
+    ) -> Result<(DeviceInfo, Option<String>), DmError> {
+        let device = self.find(selector)?;
+        let reply = device
+            .md
+            .message(sector, args)
+            .map_err(|e| failed(&device, "message", &e))?;
+        Ok((self.info(&device), reply))
+    }
+
+    fn set_geometry(&self, selector: &DeviceSelector, geometry: Geometry) -> Result<(), DmError> {
+        let device = self.find(selector)?;
+        // Kept by nobody: loop devices have no geometry. Checked as the kernel does.
+        if geometry.start > thinmap_block::BlockDevice::size(&*device.md) {
+            let text = "device-mapper: ioctl: Start sector is beyond the geometry limits.";
+            return Err(DmError::new(Errno::INVAL, text));
+        }
+        Ok(())
+    }
+}
+
+impl Daemon {
+    fn find(&self, selector: &DeviceSelector) -> Result<Arc<Device>, DmError> {
+        let device = match selector {
+            DeviceSelector::Name(name) => self.devices.by_name(name),
+            DeviceSelector::Uuid(uuid) => self.devices.by_uuid(uuid),
+            DeviceSelector::Dev(dev) => self.devices.by_dev(*dev),
+        };
+        device
+            .filter(|device| !device.removing())
+            .ok_or_else(DmError::no_device)
+    }
+
+    fn info(&self, device: &Device) -> DeviceInfo {
+        let facts = device.md.info();
+        let table = |facts: Option<thinmap_dm::TableFacts>| {
+            facts.map(|t| TableInfo {
+                target_count: t.target_count,
+                read_only: t.read_only,
+            })
+        };
+        DeviceInfo {
+            name: device.md.name(),
+            uuid: device.md.uuid(),
+            dev: device.dev_no(),
+            open_count: self.open_count(device),
+            event_nr: device.md.event().number(),
+            suspended: facts.suspended,
+            internally_suspended: false,
+            deferred_remove: device.deferred_remove(),
+            live: table(facts.live),
+            inactive: table(facts.inactive),
+        }
+    }
+
+    fn status_of(&self, device: &Device, query: StatusQuery) -> DeviceStatus {
+        let kind = match query.kind {
+            StatusKind::Info => Some(thinmap_dm::StatusKind::Info),
+            StatusKind::Table => Some(thinmap_dm::StatusKind::Table),
+            StatusKind::Measurement => None,
+        };
+        let lines = device.md.table_status(
+            kind.unwrap_or(thinmap_dm::StatusKind::Info),
+            slot(query.inactive),
+            query.no_flush,
+        );
+        let line = |status: thinmap_dm::TargetStatus| TableLine {
+            start: status.start,
+            len: status.len,
+            target: status.target.to_owned(),
+            params: if kind.is_some() {
+                status.text
+            } else {
+                String::new()
+            },
+        };
+        DeviceStatus {
+            info: self.info(device),
+            lines: lines.map(|lines| lines.into_iter().map(line).collect()),
+        }
+    }
+}
+
+/// What the kernel would log: "device-mapper: table: 7:3: linear: ...".
+fn failed(device: &Device, what: &str, error: &DeviceError) -> DmError {
+    let text = match error {
+        DeviceError::Table(_) => format!("device-mapper: table: {}: {error}", device.dev_no()),
+        DeviceError::Resume(_) | DeviceError::Message(_) => {
+            format!("device-mapper: {}: {error}", device.dev_no())
+        }
+        _ => format!("device-mapper: {}: {what}: {error}", device.md.name()),
+    };
+    DmError {
+        errno: error.errno(),
+        text,
+    }
+}
+
+fn slot(inactive: bool) -> WhichTable {
+    if inactive {
+        WhichTable::Inactive
+    } else {
+        WhichTable::Live
+    }
+}
+
+fn suspend_flags(options: SuspendOptions) -> SuspendFlags {
+    SuspendFlags {
+        noflush: options.no_flush,
+        lockfs: options.lock_fs,
+    }
+}
+
+fn taken_error(taken: &Taken, name: &DmName, uuid: Option<&DmUuid>) -> DmError {
+    let text = match taken {
+        Taken::Name(dev) => format!("device-mapper: ioctl: name {name} is in use by {dev}"),
+        Taken::Uuid(dev) => format!(
+            "device-mapper: ioctl: uuid {} is in use by {dev}",
+            uuid.map_or("", DmUuid::as_str)
+        ),
+        Taken::Number(dev) => format!("device-mapper: {dev} is in use"),
+    };
+    DmError::new(Errno::BUSY, text)
+}

@@ -1,0 +1,16 @@
+//! End-to-end tests: the real binary, real block devices, real file systems.
+//!
+//! Each test lives in a [`world::World`] of its own (run directory, device directory, files) and leaves nothing behind,
+//! also when it fails. They need root, loop and FUSE; where one is missing they say `SKIP` and why.
+
+mod bad_input;
+mod file_systems;
+mod kill;
+mod many;
+mod memory;
+mod nbd;
+mod restart;
+mod session;
+mod user;
+mod verify;
+mod world;

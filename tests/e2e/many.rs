@@ -1,0 +1,88 @@
+//! Many devices and many snapshots, and nothing of them left.
+
+use crate::world::{World, can_make_block_devices};
+
+#[test]
+fn a_thousand_snapshots_of_one_volume() {
+    if !can_make_block_devices("a_thousand_snapshots_of_one_volume") {
+        return;
+    }
+    let world = World::new();
+    world.make_pool("1G", "");
+    world.make_thin(0, "vol", 204_800);
+    world.sh(
+        "for i in $(seq 1 1000); do
+             printf \"generation %d\" $i | dd of=$M/vol bs=512 conv=sync,notrunc oflag=direct status=none
+             dmsetup suspend vol
+             dmsetup message pool 0 \"create_snap $i 0\"
+             dmsetup resume vol
+         done",
+    );
+    for id in [1, 2, 499, 1000] {
+        let first = world.sh(&format!(
+            "dmsetup create s --table \"0 204800 thin $M/pool {id}\"
+             dd if=$M/s bs=512 count=1 iflag=direct status=none | tr -d '\\0'
+             dmsetup remove s"
+        ));
+        assert_eq!(first, format!("generation {id}"));
+    }
+    world.sh("for i in $(seq 1 1000); do dmsetup message pool 0 \"delete $i\"; done");
+    let status = world.sh("dmsetup status pool");
+    let used = status
+        .split_whitespace()
+        .nth(5)
+        .expect("data blocks")
+        .to_owned();
+    assert_eq!(used, "1/16384", "{status}");
+    world.sh("dmsetup remove vol; dmsetup remove pool; thin_check meta.img");
+    world.end();
+}
+
+#[test]
+fn two_hundred_active_block_devices_at_once() {
+    if !can_make_block_devices("two_hundred_active_block_devices_at_once") {
+        return;
+    }
+    let world = World::new();
+    world.make_pool("1G", "");
+    world.sh(
+        "for i in $(seq 1 200); do
+             dmsetup message pool 0 \"create_thin $i\"
+             dmsetup create vol$i --table \"0 20480 thin $M/pool $i\"
+             echo volume $i | dd of=$M/vol$i bs=512 conv=sync oflag=direct status=none
+         done
+         for i in $(seq 1 200); do
+             test -b $M/vol$i
+             test \"$(dd if=$M/vol$i bs=512 count=1 iflag=direct status=none | tr -d '\\0')\" = \"volume $i\"
+         done
+         test $(dmsetup ls --target thin | wc -l) = 200
+         dmsetup remove_all
+         test \"$(dmsetup ls)\" = 'No devices found'",
+    );
+    let left = world.leftovers();
+    let of_devices: Vec<&String> = left.iter().filter(|l| !l.contains("/run/fuse ")).collect();
+    assert!(of_devices.is_empty(), "left behind: {of_devices:#?}");
+    world.sh("thin_check meta.img");
+    world.end();
+}
+
+#[test]
+fn devices_stack_ten_deep() {
+    if !can_make_block_devices("devices_stack_ten_deep") {
+        return;
+    }
+    let world = World::new();
+    world.sh("truncate -s 16M disk.img
+         dmsetup create d0 --table \"0 32768 linear $PWD/disk.img 0\"
+         for i in $(seq 1 10); do
+             dmsetup create d$i --table \"0 $((32768 - i)) linear $M/d$((i - 1)) 1\"
+         done
+         echo deep | dd of=$M/d10 bs=512 conv=sync oflag=direct status=none
+         test \"$(dd if=disk.img bs=512 skip=10 count=1 status=none | tr -d '\\0')\" = deep");
+    let busy = world.fails("dmsetup remove d3");
+    assert!(busy.contains("Device or resource busy"), "{busy}");
+    let looped = world.fails("dmsetup reload d0 --table \"0 32000 linear $M/d10 0\"");
+    assert!(looped.contains("failed"), "{looped}");
+    world.sh("dmsetup remove_all");
+    world.end();
+}

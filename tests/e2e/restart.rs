@@ -1,0 +1,88 @@
+//! After a stop or a kill nothing comes back by itself and nothing stale is left; the same tables find all that was flushed.
+
+use crate::world::{World, can_make_block_devices};
+
+const TABLES: &str =
+    "dmsetup create pool --table \"0 2097152 thin-pool $PWD/meta.img $PWD/data.img 128 0\"
+     dmsetup create vol --table \"0 204800 thin $M/pool 0\"";
+
+fn pool_with_flushed_data(world: &World) {
+    world.make_pool("1G", "");
+    world.make_thin(0, "vol", 204_800);
+    world.sh("head -c 50M /dev/urandom > content
+         dd if=content of=$M/vol bs=1M oflag=direct conv=fsync status=none");
+}
+
+#[test]
+fn after_a_clean_stop_the_same_tables_find_everything() {
+    if !can_make_block_devices("after_a_clean_stop_the_same_tables_find_everything") {
+        return;
+    }
+    let world = World::new();
+    pool_with_flushed_data(&world);
+    world.sh("thinmap stop");
+    assert_eq!(world.leftovers(), Vec::<String>::new());
+    world.sh("thin_check meta.img");
+    assert_eq!(world.sh("dmsetup ls"), "No devices found\n");
+    world.sh(TABLES);
+    world.sh("cmp -n 52428800 content $M/vol");
+    world.sh("dmsetup remove_all");
+    world.end();
+}
+
+#[test]
+fn after_kill_9_the_same_tables_find_what_was_flushed() {
+    if !can_make_block_devices("after_kill_9_the_same_tables_find_what_was_flushed") {
+        return;
+    }
+    let world = World::new();
+    pool_with_flushed_data(&world);
+    world.kill_daemon();
+    assert_eq!(world.sh("dmsetup ls"), "No devices found\n");
+    let left = world.leftovers();
+    let stale: Vec<&String> = left.iter().filter(|l| !l.contains("/run/fuse ")).collect();
+    assert!(stale.is_empty(), "stale after the restart: {stale:#?}");
+    world.sh("thin_check meta.img");
+    world.sh(TABLES);
+    world.sh("cmp -n 52428800 content $M/vol; dmsetup remove_all");
+    world.end();
+}
+
+#[test]
+fn kill_9_under_a_mounted_file_system_leaves_nothing_that_hangs() {
+    if !can_make_block_devices("kill_9_under_a_mounted_file_system_leaves_nothing_that_hangs") {
+        return;
+    }
+    let world = World::new();
+    world.make_pool("1G", "");
+    world.make_thin(0, "vol", 1_048_576);
+    world.sh("mkfs.ext4 -q $M/vol; mkdir mnt; mount $M/vol mnt
+         echo precious > mnt/file; sync mnt/file; sync -f mnt");
+    world.kill_daemon();
+    // The dead mount goes without hanging; the journal brings the file back.
+    world.sh("timeout 60 umount -l mnt; timeout 60 dmsetup ls");
+    world.sh("thin_check meta.img");
+    world.sh(&TABLES.replace("204800", "1048576"));
+    world.sh("mount $M/vol mnt; grep precious mnt/file; umount mnt; fsck.ext4 -fn $M/vol; dmsetup remove_all");
+    world.end();
+}
+
+#[test]
+fn a_stop_with_open_devices_is_refused_and_says_which() {
+    if !can_make_block_devices("a_stop_with_open_devices_is_refused_and_says_which") {
+        return;
+    }
+    let world = World::new();
+    world.sh("truncate -s 64M disk.img
+         dmsetup create busy-one --table \"0 131072 linear $PWD/disk.img 0\"
+         mkfs.ext4 -q $M/busy-one; mkdir mnt; mount $M/busy-one mnt");
+    let error = world.fails("thinmap stop");
+    assert!(error.contains("busy-one"), "{error}");
+    let error = world.fails("dmsetup remove busy-one");
+    assert!(error.contains("Device or resource busy"), "{error}");
+    world.sh(
+        "dmsetup remove --deferred busy-one; dmsetup info busy-one | grep -q 'DEFERRED REMOVE'",
+    );
+    world.sh("umount mnt; for i in $(seq 50); do dmsetup info busy-one >/dev/null 2>&1 || exit 0; sleep 0.1; done; exit 1");
+    world.end();
+}
