@@ -8,10 +8,14 @@ use std::collections::HashMap;
 use anyhow::{Context, Result, ensure};
 use regex_lite::{Captures, Regex};
 
+/// Begins the line in which thinmap says on standard error what a kernel only logs.
+const EXPLANATION: &str = "! thinmap: ";
+
 /// Rewrites a case's output so that it no longer depends on which device numbers were free.
 ///
 /// A device that the case made with the prelude's `disk` becomes `<A>` after its variable, any other
-/// device number becomes `<dm>`, and remarks (`# ` lines) go.
+/// device number becomes `<dm>`, and remarks (`# ` lines) and thinmap's
+/// explanations go.
 pub fn normalise(output: &str) -> Result<String> {
     let disks = disks_of(output)?;
     // Loops (major 7) may be the case's disks; 253 and 254 are mapped devices.
@@ -47,7 +51,8 @@ pub fn normalise(output: &str) -> Result<String> {
     let blanks = Regex::new(r" +")?;
 
     let mut lines = Vec::new();
-    for line in output.lines().filter(|line| !line.starts_with("# ")) {
+    let remark = |line: &&str| line.starts_with("# ") || line.starts_with(EXPLANATION);
+    for line in output.lines().filter(|line| !remark(line)) {
         let mut line = line.to_owned();
         if header.is_match(&line) || columns.is_match(&line) {
             line = columns.replace(&line, "$1 <dm> $2$3").into_owned();

@@ -1,3 +1,5 @@
+//! File backings: every operation, the limits they report, and hostile ranges.
+
 use std::sync::Arc;
 
 use thinmap_runtime::IoBuf;
