@@ -1,4 +1,6 @@
-//! How fast the engine is; prints, never judges. Run with `--release -- --nocapture`.
+//! How fast the engine is: printed, never judged; what it leaves behind is checked.
+//!
+//! Run with `--release -- --nocapture`.
 
 #![allow(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
@@ -9,7 +11,7 @@ use std::time::Instant;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use support::*;
-use thinmap_thin_metadata::MayRead;
+use thinmap_thin_metadata::{MayRead, check};
 use thinmap_units::VirtBlock;
 
 const MAPPINGS: u64 = 200_000;
@@ -22,7 +24,7 @@ fn report(what: &str, count: u64, start: Instant) {
 #[test]
 fn speed_of_the_usual_operations() {
     let mut rng = SmallRng::seed_from_u64(6);
-    let (_disk, mut pool) = new_pool(40_000, 1_000_000);
+    let (disk, mut pool) = new_pool(40_000, 1_000_000);
     pool.create_thin(id(1)).unwrap();
     pool.create_thin(id(2)).unwrap();
     pool.commit().unwrap();
@@ -76,4 +78,5 @@ fn speed_of_the_usual_operations() {
     }
     report("remove_range of 90 blocks", 1000, start);
     pool.commit().unwrap();
+    assert!(check(disk).unwrap().is_empty());
 }
