@@ -63,7 +63,8 @@ impl Remover {
     }
 }
 
-fn remove(number: u32, made_node: bool) {
+/// Removes one number now, if need be after its last short-lived opener.
+pub(super) fn remove(number: u32, made_node: bool) {
     let Ok(control) = ioctl::open_control() else {
         return;
     };

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 
+use super::remover::{remove as remove_number, wait_until};
 use super::{ioctl, is_bound, node_path, open_node, sysfs_text};
 use crate::{fuse, openers};
 
@@ -101,13 +102,8 @@ fn detach(number: u32) {
     {
         tracing::error!(device = %node_path(number).display(), %errno, "cannot detach");
     }
-    // Ours by construction: each was added for its file. Refused while still open, and then it stays.
-    if !is_bound(number)
-        && let Ok(control) = ioctl::open_control()
-    {
-        let _ = ioctl::remove(&control, number);
-    }
-    if made_node {
-        let _ = std::fs::remove_file(node_path(number));
+    // Ours by construction: each was added for its file. One that is still open stays, unbound at its last close.
+    if wait_until(|| !is_bound(number)) {
+        remove_number(number, made_node);
     }
 }
