@@ -276,6 +276,7 @@ impl BlockNode for LoopNode {
         if detached {
             self.remover.push(self.number, self.made_node);
         } else {
+            self.remover.push_open(self.number, self.made_node);
             tracing::warn!(device = %self.path().display(),
                 "still open: its users see I/O errors, and it goes when they close it");
         }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use parking_lot::{Condvar, Mutex};
 use rustix::io::Errno;
 
-use super::{ioctl, node_path};
+use super::{ioctl, is_bound, node_path};
 
 /// The removals of one daemon.
 #[derive(Default)]
@@ -22,6 +22,8 @@ struct State {
     /// Number, and whether we made its node.
     waiting: VecDeque<(u32, bool)>,
     threads: usize,
+    /// Still open when their node was removed by force; tried again at the end.
+    open: Vec<(u32, bool)>,
 }
 
 impl Remover {
@@ -41,12 +43,25 @@ impl Remover {
         }
     }
 
+    /// Notes a device that goes at its last close.
+    pub(super) fn push_open(&self, number: u32, made_node: bool) {
+        self.state.lock().open.push((number, made_node));
+    }
+
     /// Waits until all is done.
     pub(super) fn wait(&self) {
         let mut state = self.state.lock();
         while state.threads > 0 {
             self.idle.wait(&mut state);
         }
+        let closed: Vec<_> = state
+            .open
+            .extract_if(.., |(number, _)| !is_bound(*number))
+            .collect();
+        drop(state);
+        closed
+            .into_iter()
+            .for_each(|(number, made_node)| remove(number, made_node));
     }
 
     fn work(&self) {
