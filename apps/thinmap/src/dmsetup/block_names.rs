@@ -2,9 +2,11 @@
 
 use std::fs;
 
+use thinmap_control::Request;
 use thinmap_units::DevNo;
 
 use super::names::{self, Kind};
+use super::task::Subject;
 use super::{Dmsetup, node};
 
 /// How `ls` and `deps` show a device.
@@ -59,11 +61,27 @@ impl Dmsetup<'_> {
 
     /// The name that `kind` asks for; `None` when only the number is left to show.
     pub(super) fn device_name(&mut self, dev: DevNo, kind: DevNameKind) -> Option<String> {
+        // Before a table is loaded there is no block device, and only the number is shown.
+        if kind != DevNameKind::Number && self.is_without_table(dev) {
+            return None;
+        }
         match kind {
             DevNameKind::Number => None,
             DevNameKind::BlockDevice => self.block_name(dev),
             DevNameKind::Mapped => self.mapped_name(dev).or_else(|| kernel_name(dev)),
         }
+    }
+
+    fn is_without_table(&mut self, dev: DevNo) -> bool {
+        let subject = Subject {
+            dev: Some(dev),
+            ..Subject::default()
+        };
+        let asked = self.device_task("info", &subject, |device| Request::Status {
+            device,
+            inactive: false,
+        });
+        asked.is_ok_and(|info| info.live.is_none() && info.inactive.is_none())
     }
 
     /// A mapped device's name by number.

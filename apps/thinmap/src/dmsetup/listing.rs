@@ -5,7 +5,7 @@ use thinmap_control::{Request, Response, TargetVersion};
 use super::command_table::Call;
 use super::switches::Switch;
 use super::task::{Subject, TaskEnd};
-use super::{Dmsetup, Done, LIBRARY_VERSION, status};
+use super::{Dmsetup, Done, LIBRARY_VERSION, node, status};
 
 /// `ls`
 pub fn ls(dmsetup: &mut Dmsetup<'_>, call: &Call<'_>) -> Done {
@@ -129,21 +129,30 @@ pub fn version(dmsetup: &mut Dmsetup<'_>, _call: &Call<'_>) -> Done {
     Ok(())
 }
 
-/// `mknodes`: nodes are the daemon's work, so there is nothing to repair; a missing device is no error, as with dmsetup.
+/// `mknodes`: puts back nodes that somebody took away. A missing device is no error, as with dmsetup.
+///
+/// COMPAT: nodes of devices that do not exist are left alone: the directory may hold the kernel's own.
 pub fn mknodes(dmsetup: &mut Dmsetup<'_>, call: &Call<'_>) -> Done {
-    let Some(name) = call.args.first() else {
-        dmsetup.list_devices()?;
-        return Ok(());
+    let name = match call.args.first() {
+        Some(name) => Some(dmsetup.subject(Some(name))?.name),
+        None => None,
     };
-    let subject = dmsetup.subject(Some(name))?;
-    let asked = dmsetup.device_task("mknodes", &subject, |device| Request::Status {
-        device,
-        inactive: false,
-    });
-    match asked {
-        Ok(_) | Err(TaskEnd::Missing) => Ok(()),
-        Err(end) => Err(end.into()),
+    let exports = match dmsetup.exports(name.as_deref()) {
+        Ok(exports) => exports,
+        Err(TaskEnd::Missing) => return Ok(()),
+        Err(end) => return Err(end.into()),
+    };
+    let mut result = Ok(());
+    for device in exports {
+        let Some(target) = device.block_device.or(device.file) else {
+            continue;
+        };
+        let path = dmsetup.paths.dev_dir.join(&device.name);
+        if let Err(text) = node::restore(&path, &target) {
+            result = dmsetup.fail(&text);
+        }
     }
+    result
 }
 
 /// `stats`

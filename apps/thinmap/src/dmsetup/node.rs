@@ -74,6 +74,33 @@ pub fn device_number(node: &Path) -> Option<DevNo> {
     (rdev != 0).then(|| DevNo::from_dev_t(rdev))
 }
 
+/// Makes a missing node again: the same device as `target`, or a link to it where that is a file. An error is the line to
+/// print.
+pub fn restore(node: &Path, target: &Path) -> Result<(), String> {
+    if node.symlink_metadata().is_ok() {
+        return Ok(());
+    }
+    let failed = |error: io::Error| {
+        format!(
+            "{}: mknod for {} failed: {error}",
+            node.display(),
+            target.display()
+        )
+    };
+    let metadata = fs::metadata(target).map_err(failed)?;
+    if metadata.rdev() == 0 {
+        return std::os::unix::fs::symlink(target, node).map_err(failed);
+    }
+    rustix::fs::mknodat(
+        rustix::fs::CWD,
+        node,
+        rustix::fs::FileType::BlockDevice,
+        rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR,
+        metadata.rdev(),
+    )
+    .map_err(|errno| failed(errno.into()))
+}
+
 /// Gives a node the owner and mode that `create` was told. Failure is told, not fatal, as with libdevmapper.
 pub fn set_owner_and_mode(
     node: &Path,

@@ -3,6 +3,7 @@
 use std::io;
 
 use rustix::io::Errno;
+use thinmap_control::native::{DeviceExports, NativeRequest, NativeResponse};
 use thinmap_control::{
     CallError, Client, DeviceInfo, DeviceListEntry, DeviceSelector, DmError, Request, Response,
 };
@@ -269,6 +270,30 @@ impl Dmsetup<'_> {
         match self.send("names", &Subject::default(), &request)? {
             Response::Devices(devices) => Ok(devices),
             _ => Err(self.unexpected("names", &Subject::default())),
+        }
+    }
+
+    /// Where one device can be reached, or all of them.
+    pub(super) fn exports(&mut self, name: Option<&str>) -> Result<Vec<DeviceExports>, TaskEnd> {
+        let client = match self.connection.client() {
+            Ok(client) => client,
+            Err(error) => return Err(self.no_daemon(&error)),
+        };
+        let request = match name {
+            Some(name) => NativeRequest::OpenPath {
+                name: name.to_owned(),
+            },
+            None => NativeRequest::Devices,
+        };
+        let subject = Subject {
+            name: name.unwrap_or_default().to_owned(),
+            ..Subject::default()
+        };
+        match client.native(&request) {
+            Ok(NativeResponse::OpenPath { device }) => Ok(vec![device]),
+            Ok(NativeResponse::Devices { devices }) => Ok(devices),
+            Ok(_) => Err(self.unexpected("mknodes", &subject)),
+            Err(error) => Err(self.ioctl_failed("mknodes", &subject, &error)),
         }
     }
 

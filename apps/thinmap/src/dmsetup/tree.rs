@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use thinmap_control::{DeviceInfo, Request, Response};
 use thinmap_units::DevNo;
 
+use super::block_names::DevNameKind;
 use super::task::{Subject, TaskEnd};
 use super::{Dmsetup, Done};
 
@@ -168,11 +169,11 @@ impl Dmsetup<'_> {
         for (index, dev) in devices.iter().enumerate() {
             let children = tree.children(*dev, painter.style.inverted).to_vec();
             let last = index + 1 == devices.len();
-            let block_name = painter
-                .style
-                .block_names
-                .then(|| self.block_name(*dev))
-                .flatten();
+            let kind = match painter.style.block_names {
+                true => DevNameKind::BlockDevice,
+                false => DevNameKind::Number,
+            };
+            let block_name = self.device_name(*dev, kind);
             painter.node(tree, *dev, depth, last, !children.is_empty(), block_name);
             if !children.is_empty() {
                 self.paint_children(painter, tree, &children, depth + 1);

@@ -393,7 +393,12 @@ impl NativeService for Fake {
     }
 
     fn exports(&self) -> Result<Vec<DeviceExports>, DmError> {
-        Ok(Vec::new())
+        let export = |name: String| DeviceExports {
+            name,
+            file: std::env::current_exe().ok(),
+            ..DeviceExports::default()
+        };
+        Ok(self.names().into_iter().map(export).collect())
     }
 }
 

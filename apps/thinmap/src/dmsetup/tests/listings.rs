@@ -155,6 +155,10 @@ fn lists_and_dependencies() {
         "1 dependencies\t: (mid)\n"
     );
     assert_eq!(
+        bench.ok(&["ls", "-o", "devname"]),
+        "alone\t(253:3)\nlow\t(low)\nmid\t(mid)\ntop\t(top)\n"
+    );
+    assert_eq!(
         bench
             .ok(&["deps", "-o", "blkdevname", "mid", "low"])
             .lines()
@@ -169,6 +173,19 @@ fn lists_and_dependencies() {
         bench.fails(&["ls", "-o", "bad"]),
         "Option not recognised: bad.\nCouldn't process command line.\n"
     );
+}
+
+#[test]
+fn mknodes_puts_nodes_back() {
+    let bench = stack();
+    let node = bench.dir.path().join("mapper/low");
+    assert_eq!(bench.ok(&["mknodes", "nosuch"]), "");
+    assert!(!node.exists());
+    bench.ok(&["mknodes", "low"]);
+    assert!(node.exists());
+    assert!(!bench.dir.path().join("mapper/mid").exists());
+    bench.ok(&["mknodes"]);
+    assert!(bench.dir.path().join("mapper/mid").exists());
 }
 
 #[test]
