@@ -33,9 +33,14 @@ impl Thin {
         MapOutcome::Submitted
     }
 
+    /// Whether durability is more than the data device's flush.
+    fn must_commit(&self) -> bool {
+        self.pool.dirty.load(SeqCst) || self.port.volume.has_lost_changes()
+    }
+
     /// With nothing to commit a flush is the data device's alone.
     fn map_flush(&self, mut io: Io) -> MapOutcome<'_> {
-        if self.pool.dirty.load(SeqCst) {
+        if self.must_commit() {
             return self.defer(io);
         }
         let tickets = self.pool.enter(false);
@@ -62,8 +67,7 @@ impl Thin {
         }
         match metadata.lookup(volume.id, v, MayRead::No) {
             Ok(Lookup::Mapped { data, shared })
-                if !(shared && io.op == Op::Write)
-                    && !(io.flags.fua && self.pool.dirty.load(SeqCst)) =>
+                if !(shared && io.op == Op::Write) && !(io.flags.fua && self.must_commit()) =>
             {
                 let tickets = self.pool.enter(shared);
                 drop(metadata);

@@ -63,9 +63,23 @@ pub struct Volume {
     pub(crate) zero_always: AtomicBool,
     /// Snapshots of it taken whose earlier writes are still being outwaited.
     unsettled: AtomicU32,
+    /// Changed since the last commit.
+    changed: AtomicBool,
+    /// Changes that its users were told of were given up with a transaction: no flush may succeed any more.
+    lost_changes: AtomicBool,
 }
 
 impl Volume {
+    /// Its metadata was changed.
+    pub(super) fn mark_changed(&self) {
+        self.changed.store(true, SeqCst);
+    }
+
+    /// Whether flushes must fail, since what they are to make durable is gone.
+    pub(crate) fn has_lost_changes(&self) -> bool {
+        self.lost_changes.load(SeqCst)
+    }
+
     /// A snapshot was taken: writes in flight may still go to blocks that it shares.
     pub(super) fn unsettle(&self) {
         self.unsettled.fetch_add(1, SeqCst);
@@ -207,6 +221,8 @@ impl Pool {
                 cells: AtomicU32::new(0),
                 zero_always: AtomicBool::new(zero_always),
                 unsettled: AtomicU32::new(0),
+                changed: AtomicBool::new(false),
+                lost_changes: AtomicBool::new(false),
             })
         });
         volume.opens.fetch_add(1, SeqCst);
@@ -226,6 +242,15 @@ impl Pool {
 
     pub(super) fn volume_if_open(&self, id: ThinId) -> Option<Arc<Volume>> {
         self.volumes.lock().get(&id).cloned()
+    }
+
+    /// The open transaction is durable (`true`) or given up: every open volume takes note.
+    pub(super) fn transaction_ended(&self, durable: bool) {
+        for volume in self.volumes.lock().values() {
+            if volume.changed.swap(false, SeqCst) && !durable {
+                volume.lost_changes.store(true, SeqCst);
+            }
+        }
     }
 
     /// Hands something to the worker. After its end the requests in it fail.

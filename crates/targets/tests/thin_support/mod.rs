@@ -1,6 +1,8 @@
 //! A pool and its volumes as mapped devices over doubles, in one process environment.
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
+pub mod manual;
+
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;

@@ -40,6 +40,22 @@ pub(super) enum NoBlock {
     Failed,
 }
 
+/// A transaction on metadata with less room than this...
+const TIGHT_BLOCKS: u64 = 64;
+/// ... is committed after so many insertions.
+const TIGHT_INSERTIONS: u32 = 16;
+/// One insertion with its splits and space map changes needs no more than this many blocks.
+const INSERTION_BLOCKS: u64 = 12;
+
+/// Metadata blocks that may be used before the reserve is touched.
+///
+/// COMPAT: the kernel's reserve of a tenth is too small for the work of one insertion on devices below 480 KiB; ours is
+/// never less than that work.
+fn metadata_room(metadata: &thinmap_thin_metadata::PoolMetadata) -> u64 {
+    let more = INSERTION_BLOCKS.saturating_sub(metadata.metadata_reserve().raw());
+    metadata.free_metadata_blocks().raw().saturating_sub(more)
+}
+
 impl Worker<'_> {
     pub(super) fn commit_if_due(&mut self) {
         let due = self.state.now >= self.state.last_commit + COMMIT_PERIOD;
@@ -75,6 +91,8 @@ impl Worker<'_> {
             return false;
         }
         self.pool.dirty.store(false, SeqCst);
+        self.pool.transaction_ended(true);
+        self.state.inserted = 0;
         self.after_good_commit();
         true
     }
@@ -109,10 +127,10 @@ impl Worker<'_> {
     fn after_good_commit(&mut self) {
         let (data_free, metadata_free) = {
             let metadata = self.pool.metadata.read();
-            (metadata.free_data_blocks(), metadata.free_metadata_blocks())
+            (metadata.free_data_blocks(), metadata_room(&metadata))
         };
-        self.check_metadata_low_water(metadata_free.raw());
-        if metadata_free.raw() == 0 && self.pool.mode().may_change_metadata() {
+        self.check_metadata_low_water(metadata_free);
+        if metadata_free == 0 && self.pool.mode().may_change_metadata() {
             tracing::error!(pool = %self.pool.dev_no, "thin: no free metadata blocks");
             self.set_mode(Mode::OutOfMetadataSpace);
         }
@@ -159,8 +177,11 @@ impl Worker<'_> {
             }
             return Err(NoBlock::Failed);
         }
-        // Before the metadata reserve is touched what there is gets committed, which may free some.
-        if self.pool.metadata.read().free_metadata_blocks().raw() == 0 {
+        // Before the metadata reserve is touched what there is gets committed, which may free some. Where it is
+        // nearly reached commits come often, so that one transaction cannot run through it.
+        let room = metadata_room(&self.pool.metadata.read());
+        let near = room < TIGHT_BLOCKS && self.state.inserted >= TIGHT_INSERTIONS;
+        if room == 0 || near {
             self.mark_dirty();
             if !self.commit() || self.pool.mode() != Mode::Write {
                 return Err(NoBlock::Failed);
@@ -234,6 +255,8 @@ impl Worker<'_> {
             }
         }
         self.pool.dirty.store(false, SeqCst);
+        self.pool.transaction_ended(false);
+        self.state.inserted = 0;
         self.set_mode(mode);
     }
 

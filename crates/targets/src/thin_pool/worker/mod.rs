@@ -98,6 +98,8 @@ pub struct WorkerState {
     jobs: usize,
     /// Transactions given up so far: what was allocated in one of them is gone.
     aborts: u64,
+    /// Mappings inserted since the last commit.
+    inserted: u32,
     last_commit: Duration,
     now: Duration,
     no_space_since: Option<Duration>,
@@ -150,6 +152,7 @@ impl WorkerState {
             copier,
             jobs: 0,
             aborts: 0,
+            inserted: 0,
             last_commit: Duration::ZERO,
             now: Duration::ZERO,
             no_space_since: None,

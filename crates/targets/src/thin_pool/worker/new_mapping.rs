@@ -237,6 +237,8 @@ impl Worker<'_> {
         match inserted {
             Ok(()) => {
                 self.release_block(mapping.data, 1);
+                mapping.port.volume.mark_changed();
+                self.state.inserted += 1;
                 true
             }
             Err(error) => {

@@ -229,6 +229,7 @@ impl Worker<'_> {
             }
         }
         metadata.remove_range(id, VirtBlock(begin), VirtBlock(end))?;
+        port.volume.mark_changed();
         drop(metadata);
         self.state.held_blocks.extend_from_slice(&runs);
         Ok(runs)

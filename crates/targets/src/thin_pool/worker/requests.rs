@@ -32,6 +32,9 @@ impl Worker<'_> {
             Work::Range(job) => return self.range_step(job),
             Work::Io(port, io) => (port, io),
         };
+        if (io.op == Op::Flush || io.flags.fua) && port.volume.has_lost_changes() {
+            return io.complete(BlkStatus::IoErr);
+        }
         match io.op {
             Op::Flush => self.flush(io),
             Op::Discard => self.discard(port, io),
