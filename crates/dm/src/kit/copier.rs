@@ -193,13 +193,13 @@ impl Shared {
             };
             let left = total - job.segment_done;
             let offset = job.base + job.segment_done;
-            let touched = job
-                .request
-                .overlay
-                .as_ref()
-                .is_some_and(|o| o.offset < offset + left && offset < o.offset + o.io.sectors);
-            if matches!(source, CopySource::Zeroes) && !touched && left > self.piece {
-                return Some(self.zero_directly(state, index, offset, left));
+            let plain = match &job.request.overlay {
+                Some(o) if offset < o.offset => left.min(o.offset - offset),
+                Some(o) if offset < o.offset + o.io.sectors => Sector::ZERO,
+                _ => left,
+            };
+            if matches!(source, CopySource::Zeroes) && plain > self.piece {
+                return Some(self.zero_directly(state, index, offset, plain));
             }
             let len = left.min(self.piece);
             let mut buf = self.buffers.take()?;

@@ -1,0 +1,239 @@
+//! What a pool makes of its devices' abilities: reflinks, discards it cannot pass down, giant blocks, a worker that
+//! panics, and the tools that administrators check a pool with.
+
+mod support;
+mod thin_support;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+
+use thinmap_block::backing::MemoryDevice;
+use thinmap_block::{BlockDevice, Io, Op, QueueLimits};
+use thinmap_runtime::IoBuf;
+use thinmap_units::{BlkStatus, Sector};
+
+use support::{Double, read_bytes, request, write_fill};
+use thin_support::{BLOCK, Lab, PoolLab, check_clean, info, message, used};
+
+/// Memory that clones ranges, or panics when asked to.
+struct Cloning {
+    below: MemoryDevice,
+    clones: AtomicU32,
+    panics: AtomicBool,
+}
+
+impl BlockDevice for Cloning {
+    fn limits(&self) -> QueueLimits {
+        self.below.limits()
+    }
+
+    fn size(&self) -> Sector {
+        self.below.size()
+    }
+
+    fn submit(&self, io: Io) {
+        self.below.submit(io);
+    }
+
+    fn reflink(&self, from: Sector, to: Sector, len: Sector) -> Result<(), BlkStatus> {
+        assert!(!self.panics.load(Ordering::SeqCst), "wanted by the test");
+        self.clones.fetch_add(1, Ordering::SeqCst);
+        let (buf, _) = thinmap_block::read(&self.below, from, IoBuf::alloc(len.bytes() as usize));
+        thinmap_block::write(&self.below, to, buf);
+        Ok(())
+    }
+}
+
+fn cloning() -> (Lab, Arc<MemoryDevice>, Arc<Cloning>) {
+    let lab = Lab::new();
+    let meta = lab.memory("meta", 8192);
+    let data = Arc::new(Cloning {
+        below: MemoryDevice::new(Sector(64 * BLOCK)),
+        clones: AtomicU32::new(0),
+        panics: AtomicBool::new(false),
+    });
+    lab.add("data", data.clone());
+    (lab, meta, data)
+}
+
+#[test]
+fn sharing_is_broken_by_reflink_where_the_device_can() {
+    let (lab, meta, data) = cloning();
+    let pool = lab.live("pool", "0 8192 thin-pool meta data 128 0");
+    message(&pool, "create_thin 0").unwrap();
+    let t = lab.live("t", "0 8192 thin pool 0");
+    assert!(write_fill(&*t, 0, 2 * BLOCK, 1).is_ok());
+    message(&pool, "create_snap 1 0").unwrap();
+    assert!(write_fill(&*t, 8, 8, 2).is_ok());
+    assert!(write_fill(&*t, BLOCK, BLOCK, 3).is_ok());
+    assert_eq!(
+        data.clones.load(Ordering::SeqCst),
+        1,
+        "none for the whole block"
+    );
+    let (bytes, _) = read_bytes(&*t, 0, 2 * BLOCK);
+    let at = |sector: usize| bytes[sector * 512];
+    assert_eq!((at(7), at(8), at(15), at(16), at(128)), (1, 2, 2, 1, 3));
+    let snap = lab.live("s", "0 8192 thin pool 1");
+    assert!(read_bytes(&*snap, 0, 2 * BLOCK).0.iter().all(|b| *b == 1));
+    for dev in [&snap, &t, &pool] {
+        dev.destroy();
+    }
+    check_clean(&meta);
+}
+
+#[test]
+fn a_worker_that_panics_fails_its_pool_and_no_other() {
+    let (lab, meta, data) = cloning();
+    let pool = lab.live("pool", "0 8192 thin-pool meta data 128 0");
+    message(&pool, "create_thin 0").unwrap();
+    let t = lab.live("t", "0 8192 thin pool 0");
+    assert!(write_fill(&*t, 0, 2 * BLOCK, 1).is_ok());
+    message(&pool, "create_snap 1 0").unwrap();
+    lab.memory("meta2", 8192);
+    lab.memory("data2", 8192);
+    let other = lab.live("other", "0 8192 thin-pool meta2 data2 128 0");
+    let before = pool.event().number();
+    data.panics.store(true, Ordering::SeqCst);
+    assert_eq!(write_fill(&*t, 8, 8, 2), BlkStatus::IoErr);
+    assert_eq!(
+        (info(&pool), info(&t)),
+        ("Fail".to_owned(), "Fail".to_owned())
+    );
+    assert!(pool.event().number() > before);
+    assert_eq!(write_fill(&*t, 8, 8, 2), BlkStatus::IoErr);
+    assert_eq!(request(&*t, Op::Flush, 0, 0), BlkStatus::IoErr);
+    assert_eq!(
+        message(&pool, "create_thin 9").expect_err("failed").errno(),
+        95
+    );
+    message(&other, "create_thin 0").unwrap();
+    for dev in [&t, &pool, &other] {
+        dev.destroy();
+    }
+    check_clean(&meta);
+}
+
+#[test]
+fn a_device_without_discard_is_not_passed_any() {
+    let lab = Lab::new();
+    let meta = lab.memory("meta", 8192);
+    let data = Double::new(Arc::new(MemoryDevice::new(Sector(8192))));
+    data.limits.lock().max_discard = Sector::ZERO;
+    lab.add("data", data.clone());
+    let pool = lab.live("pool", "0 8192 thin-pool meta data 128 0");
+    assert!(
+        info(&pool).contains(" no_discard_passdown "),
+        "{}",
+        info(&pool)
+    );
+    message(&pool, "create_thin 0").unwrap();
+    let t = lab.live("t", "0 8192 thin pool 0");
+    assert_eq!(t.limits().discard_granularity, 65536);
+    assert!(write_fill(&*t, 0, 4 * BLOCK, 1).is_ok());
+    assert!(request(&*t, Op::Discard, 0, 4 * BLOCK).is_ok());
+    assert_eq!(used(&info(&pool)), 0);
+    assert!(data.seen.lock().iter().all(|(op, ..)| *op != Op::Discard));
+    t.destroy();
+    pool.destroy();
+    check_clean(&meta);
+}
+
+#[test]
+fn a_pool_that_ignores_discards_offers_none() {
+    let lab = PoolLab::new(64, "1 ignore_discard");
+    let t = lab.volume(0, 64);
+    assert!(lab.status().contains(" ignore_discard "));
+    assert!(!t.limits().supports_discard());
+    assert!(write_fill(&*t, 0, 4 * BLOCK, 1).is_ok());
+    assert!(request(&*t, Op::WriteZeroes, 0, 3 * BLOCK).is_ok());
+    assert!(read_bytes(&*t, 0, 3 * BLOCK).0.iter().all(|b| *b == 0));
+    assert_eq!(used(&lab.status()), 4, "zeroed in place");
+    t.destroy();
+    lab.close_and_check();
+}
+
+#[test]
+fn a_discard_of_a_tebibyte_goes_in_steps() {
+    const TIB: u64 = 1 << 31;
+    let lab = PoolLab::new(64, "");
+    lab.message("create_thin 0").unwrap();
+    let t = lab.lab.live("t", &format!("0 {TIB} thin pool 0"));
+    for n in 0..32 {
+        assert!(write_fill(&*t, n * (TIB / 32), 8, 1).is_ok());
+    }
+    assert_eq!(used(&lab.status()), 32);
+    assert!(request(&*t, Op::Discard, 0, TIB).is_ok());
+    assert_eq!(used(&lab.status()), 0);
+    assert_eq!(info(&t), "0 -");
+    t.destroy();
+    lab.close_and_check();
+}
+
+#[test]
+fn blocks_larger_than_all_copy_buffers() {
+    const BIG: u64 = 64 * 2048;
+    let lab = Lab::new();
+    let meta = lab.memory("meta", 8192);
+    lab.memory("data", 3 * BIG);
+    let pool = lab.live(
+        "pool",
+        &format!("0 {} thin-pool meta data {BIG} 0", 3 * BIG),
+    );
+    message(&pool, "create_thin 0").unwrap();
+    let t = lab.live("t", &format!("0 {BIG} thin pool 0"));
+    assert!(write_fill(&*t, BIG / 2 + 3, 8, 1).is_ok());
+    message(&pool, "create_snap 1 0").unwrap();
+    assert!(write_fill(&*t, 5, 8, 2).is_ok());
+    let (bytes, _) = read_bytes(&*t, 0, BIG);
+    for (sector, expect) in [
+        (4, 0),
+        (5, 2),
+        (12, 2),
+        (13, 0),
+        (BIG / 2 + 3, 1),
+        (BIG - 1, 0),
+    ] {
+        assert_eq!(bytes[sector as usize * 512], expect, "sector {sector}");
+    }
+    assert_eq!(bytes.iter().map(|b| u64::from(*b)).sum::<u64>(), 4096 * 3);
+    t.destroy();
+    pool.destroy();
+    check_clean(&meta);
+}
+
+#[test]
+fn thin_check_finds_nothing_wrong() {
+    if std::process::Command::new("thin_check")
+        .arg("-V")
+        .output()
+        .is_err()
+    {
+        eprintln!("skipped: thin_check is not installed");
+        return;
+    }
+    let lab = PoolLab::new(64, "");
+    let t = lab.volume(0, 64);
+    assert!(write_fill(&*t, 0, 20 * BLOCK, 1).is_ok());
+    lab.message("create_snap 1 0").unwrap();
+    assert!(write_fill(&*t, 8, 8, 2).is_ok());
+    assert!(request(&*t, Op::Discard, 4 * BLOCK, 4 * BLOCK).is_ok());
+    lab.message("reserve_metadata_snap").unwrap();
+    assert!(write_fill(&*t, 40 * BLOCK, BLOCK, 2).is_ok());
+    t.destroy();
+    let meta = lab.meta.clone();
+    lab.close_and_check();
+    let (image, _) = read_bytes(&*meta, 0, 8192);
+    let path = std::env::temp_dir().join(format!("thinmap-thin-check-{}", std::process::id()));
+    std::fs::write(&path, image).unwrap();
+    let checked = std::process::Command::new("thin_check")
+        .arg(&path)
+        .output()
+        .unwrap();
+    std::fs::remove_file(&path).unwrap();
+    assert!(
+        checked.status.success(),
+        "{}",
+        String::from_utf8_lossy(&checked.stderr)
+    );
+}
