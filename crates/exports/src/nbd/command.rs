@@ -133,7 +133,7 @@ fn check(request: &Request, agreement: &Agreement) -> Result<WorkKind, NbdError>
 fn check_range(request: &Request, agreement: &Agreement, changes: bool) -> Result<(), NbdError> {
     let len = u64::from(request.len);
     let block = u64::from(agreement.limits.logical_block_size.max(512));
-    if len == 0 || request.offset % block != 0 || len % block != 0 {
+    if len == 0 || !request.offset.is_multiple_of(block) || !len.is_multiple_of(block) {
         return Err(NbdError::Inval);
     }
     let size = agreement.size.bytes();
