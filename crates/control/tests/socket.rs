@@ -1,4 +1,5 @@
 //! Client and server over a real socket: blocking requests, dying clients, panics, stopping, strangers' bytes.
+#![allow(clippy::unwrap_used)]
 
 use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;

@@ -122,7 +122,7 @@ fn check_table(minor: u32, lines: &[TableLine]) -> Result<(), DmError> {
         if line.target == "linear" && split_args(&line.params).len() != 2 {
             return Err(wrong("Invalid argument count"));
         }
-        next = next + line.len;
+        next += line.len;
     }
     Ok(())
 }
