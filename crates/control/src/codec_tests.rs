@@ -319,7 +319,8 @@ fn wrong_buffers_get_the_kernels_errno() {
         header
     };
     let tail = [0; 64];
-    let cases: [(Command, fn(&mut Header), Errno); 10] = [
+    type Case = (Command, fn(&mut Header), Errno);
+    let cases: [Case; 10] = [
         (
             Command::DevStatus,
             |h| h.data_size = U32::new(HEADER_BYTES_MIN as u32 - 1),

@@ -60,11 +60,16 @@ impl Dmsetup<'_> {
         }
         let columns = self.parse_columns(&options)?;
         let keys = self.parse_keys(sort.as_deref().unwrap_or_default())?;
-        let help = columns.iter().any(|field| matches!(field.id, "help" | "?"));
+        let mut help = columns.iter().any(|field| matches!(field.id, "help" | "?"));
         if help {
             fields::print_fields(&mut self.console, false);
         }
         let selection = match self.switches.value(Switch::Select).map(str::to_owned) {
+            Some(text) if text == "help" => {
+                help = true;
+                Selection::print_help(&mut self.console);
+                None
+            }
             Some(text) => Selection::parse(&text, &mut self.console).map_err(|()| Failed)?,
             None => None,
         };

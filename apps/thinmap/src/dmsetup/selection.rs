@@ -70,11 +70,6 @@ impl Selection {
         if text.trim().is_empty() {
             return Ok(None);
         }
-        if text == "help" {
-            fields::print_fields(console, true);
-            print_help(console);
-            return Err(());
-        }
         let mut parser = Parser {
             rest: text,
             console,
@@ -86,6 +81,12 @@ impl Selection {
             return parser.syntax_error(&rest);
         }
         Ok(Some(Self(node)))
+    }
+
+    /// What `-S help` shows.
+    pub fn print_help(console: &mut Console<'_>) {
+        fields::print_fields(console, true);
+        print_help(console);
     }
 
     /// Whether the row is selected.

@@ -119,6 +119,22 @@ fn selections() {
 }
 
 #[test]
+fn help_for_fields_and_selections_succeeds() {
+    let bench = stack();
+    for (args, expected) in [
+        (
+            ["info", "-c", "-o", "help"],
+            "  attr                  - (L)ive,",
+        ),
+        (["info", "-c", "-S", "help"], "Selection operators\n"),
+    ] {
+        let outcome = bench.run(&args);
+        assert_eq!((outcome.code, outcome.out.as_str()), (0, ""));
+        assert!(outcome.err.contains(expected));
+    }
+}
+
+#[test]
 fn trees() {
     let bench = stack();
     assert_eq!(
