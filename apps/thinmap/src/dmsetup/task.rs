@@ -1,6 +1,7 @@
 //! Asking the daemon: naming the device, sending the request, telling of failure in libdevmapper's words.
 
 use std::io;
+use std::path::Path;
 
 use rustix::io::Errno;
 use thinmap_control::native::{DeviceExports, NativeRequest, NativeResponse};
@@ -142,9 +143,31 @@ impl Dmsetup<'_> {
     /// A name as the daemon knows it: from a path by the device it leads to, otherwise mangled.
     pub(super) fn resolve_name(&mut self, name: &str) -> Result<String, Failed> {
         if name.contains('/') {
-            return node::name_of_path(&self.paths.dev_dir, name).or_else(|text| self.fail(&text));
+            return match node::name_of_path(&self.paths.dev_dir, name) {
+                Ok(name) => Ok(name),
+                Err(text) => match self.name_without_node(name) {
+                    Some(name) => Ok(name),
+                    None => self.fail(&text),
+                },
+            };
         }
         self.mangle_name(name)
+    }
+
+    /// A device of the device directory or of /dev/mapper that has no node there, because it is reached over NBD alone
+    /// or because thinmap's device directory is another.
+    fn name_without_node(&mut self, path: &str) -> Option<String> {
+        let path = Path::new(path);
+        let parent = path.parent()?;
+        if parent != self.paths.dev_dir && parent != Path::new("/dev/mapper") {
+            return None;
+        }
+        let last = path.file_name()?.to_str()?;
+        let devices = self.all_devices().ok()?;
+        let found = devices
+            .into_iter()
+            .find(|device| device.name.as_str() == last)?;
+        Some(found.name.as_str().to_owned())
     }
 
     /// A name that is no path, mangled.

@@ -206,6 +206,15 @@ fn paths_lead_to_names() {
     let bench = Bench::new();
     bench.ok(&["create", "a", "--table", "0 8 zero"]);
     let mapper = bench.dir.path().join("mapper");
+    // Without a node: by the directory's name.
+    for path in [mapper.join("a"), "/dev/mapper/a".into()] {
+        assert_eq!(bench.ok(&["table", path.to_str().unwrap()]), "0 8 zero \n");
+    }
+    let absent = mapper.join("absent");
+    assert_eq!(
+        bench.fails(&["table", absent.to_str().unwrap()]),
+        format!("Device {} not found\nCommand failed.\n", absent.display())
+    );
     std::fs::write(mapper.join("a"), "").unwrap();
     let link = bench.dir.path().join("link");
     std::os::unix::fs::symlink(mapper.join("a"), &link).unwrap();
