@@ -299,8 +299,9 @@ pub trait DmService: Send + Sync {
     /// The registered target types, in the order they registered.
     fn target_versions(&self) -> Result<Vec<TargetVersion>, DmError>;
 
-    /// Sends a message to the target at `sector` of the live table. `args` is never empty. The text, when there is
-    /// one, goes back to the sender. ENXIO without a live table, EINVAL for a sector outside it.
+    /// Sends a message to the target at `sector` of the live table. `args` is never empty. The text, when there is one, goes
+    /// back to the sender. EINVAL for a sector outside the table; without a live table the message goes nowhere and
+    /// succeeds, as in the kernel.
     fn message(
         &self,
         device: &DeviceSelector,
