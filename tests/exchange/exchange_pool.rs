@@ -75,6 +75,7 @@ fn exchange(test: &str, first: Arm, second: Arm) {
     let changed = step(second, images, "changed", OPEN_CHECK_AND_CHANGE);
     assert_no_wrong(&changed);
     check_metadata(images, "as changed");
+    let dump_changed = self::dump(images);
     let back = step(first, images, "back", OPEN_AND_CHECK);
     assert_no_wrong(&back);
     let after_change = changed
@@ -83,6 +84,11 @@ fn exchange(test: &str, first: Arm, second: Arm) {
     assert!(
         status_of(after_change).ends_with(&status_of(&back)),
         "status differs:\n{after_change}\n{back}"
+    );
+    assert_eq!(
+        dump_changed,
+        self::dump(images),
+        "reopening a pool must not change its mappings"
     );
     check_metadata(images, "as left at the end");
 }

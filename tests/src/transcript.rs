@@ -49,6 +49,9 @@ pub fn normalise(output: &str) -> Result<String> {
     let columns = Regex::new(r"^(\S*) +\d+ +\d+ +([L-][I-][s-][rw])(.*)$")?;
     let header = Regex::new(r"^Name +Maj Min .*$")?;
     let blanks = Regex::new(r" +")?;
+    let padding = Regex::new(r"(<\w+>) {2,}$")?;
+    let indent = Regex::new(r"^ {9,}([|`])")?;
+    let concise = Regex::new(r",\d+,(rw|ro)\b")?;
 
     let mut lines = Vec::new();
     let remark = |line: &&str| line.starts_with("# ") || line.starts_with(EXPLANATION);
@@ -65,6 +68,9 @@ pub fn normalise(output: &str) -> Result<String> {
                 })
                 .into_owned();
         }
+        line = padding.replace(&line, "$1 ").into_owned();
+        line = indent.replace(&line, "         $1").into_owned();
+        line = concise.replace_all(&line, ",<minor>,$1").into_owned();
         lines.push(line);
     }
     Ok(lines.join("\n") + "\n")

@@ -13,7 +13,7 @@ run dmsetup create --concise "q6"
 run dmsetup create --concise "q6,,,xx,0 8 zero"
 run dmsetup create --concise "q1,,,rw,0 8 zero"
 run dmsetup create --concise ""
-run dmsetup create --concise "q7,,7,rw,0 8 zero"
 run dmsetup create --concise 'q\,8,,,rw,0 8 zero'
 run dmsetup ls
 run dmsetup table --concise
+run dmsetup create --concise "q7,,7,rw,0 8 zero"

@@ -41,11 +41,12 @@ try bad "0 8 zero
 run dmsetup create bad "$WORK/absent"
 run dmsetup create ''  --table "0 8 zero"
 run dmsetup create a/b --table "0 8 zero"
-run dmsetup create other -j 99 -m 7 --table "0 8 zero"
-run dmsetup create bad -m 300 -j 254 --table "0 8 zero"
 run dmsetup create 'with space' --table "0 8 zero"
 run dmsetup create nnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnn --table "0 8 zero"
 run dmsetup create nnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnn --table "0 8 zero"
 run dmsetup create bad -u uuuuuuuuuuuuuuuuuuuuuuuuuuuuuuuuuuuuuuuuuuuuuuuuuuuuuuuuuuuuuuuuuuuuuuuuuuuuuuuuuuuuuuuuuuuuuuuuuuuuuuuuuuuuuuuuuuuuuuuuuuuuuuuuuuuuuu --table "0 8 zero"
 try bad "0 8 linear"
 run dmsetup ls
+title 'a number of its own choosing'
+run dmsetup create other -j 99 -m 7 --table "0 8 zero"
+run dmsetup create numbered -j 254 -m 300 --table "0 8 zero"
