@@ -163,7 +163,7 @@ fn host_path(dev_no: DevNo, spec: &str) -> Result<PathBuf, OpenDeviceError> {
         std::fs::metadata(path)
             .is_ok_and(|m| m.file_type().is_block_device() && DevNo::from_dev_t(m.rdev()) == dev_no)
     });
-    path.ok_or_else(|| refused(format!("{spec}: no such block device"), Errno::NODEV))
+    path.ok_or_else(|| refused(format!("{spec}: no such block device"), Errno::NXIO))
 }
 
 fn unmangle(name: &str) -> String {

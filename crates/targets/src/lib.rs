@@ -24,8 +24,8 @@ pub use zero::ZeroType;
 ///
 /// COMPAT: the kernel lists what was registered last first: modules before the built-in targets.
 pub static ALL: &[&dyn TargetType] = &[
-    &ThinType,
     &ThinPoolType,
+    &ThinType,
     &ZeroType,
     &StripedType,
     &LinearType,
