@@ -59,11 +59,3 @@ run dmsetup status t0
 quiet dmsetup load t0 --table "0 1024 thin $T/p 0"
 quiet dmsetup resume t0
 run dmsetup status t0
-title 'limits'
-for what in minimum_io_size optimal_io_size discard_granularity discard_max_bytes \
-    logical_block_size physical_block_size write_zeroes_max_bytes; do
-    [ -n "$QUEUE_LIMITS" ] || break
-    for device in t0 p; do
-        echo "$device $what $(cat /sys/class/block/"$(basename "$(readlink -f "$T/$device")")"/queue/$what)"
-    done
-done
