@@ -4,7 +4,7 @@ set -euo pipefail
 
 demo=(e2fsprogs util-linux libnbd-bin)
 test=("${demo[@]}" dmsetup thin-provisioning-tools user-mode-linux kmod fio xfsprogs btrfs-progs
-      qemu-utils nbdkit python3 python3-libnbd procps acl)
+      qemu-utils nbdkit python3 python3-libnbd procps fuse3)
 
 case "${1:-demo}" in
     demo) wanted=("${demo[@]}") ;;

@@ -38,7 +38,7 @@ fn a_connected_client_keeps_its_device() {
         "truncate -s 64M disk.img; dmsetup create disk --table \"0 131072 linear $PWD/disk.img 0\"",
     );
     world.sh(
-        "(nbdsh -u \"nbd+unix:///disk?socket=$RUN/nbd.sock\" -c 'import time; open(\"connected\",\"w\"); time.sleep(3)') & client=$!
+        "(PATH=/usr/bin:$PATH nbdsh -u \"nbd+unix:///disk?socket=$RUN/nbd.sock\" -c 'import time; open(\"connected\",\"w\"); time.sleep(3)') & client=$!
          for i in $(seq 100); do test -e connected && break; sleep 0.1; done
          if dmsetup remove disk 2>error; then exit 1; fi
          grep -q 'Device or resource busy' error

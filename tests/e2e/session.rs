@@ -126,7 +126,7 @@ fn space_comes_back_after_fstrim() {
     };
     let before = used("data.img");
     assert!(before >= 300 * 1024, "{before} KiB used");
-    world.sh("rm mnt/big; fstrim mnt; umount mnt; dmsetup status pool");
+    world.sh("rm mnt/big; sync -f mnt; fstrim mnt; umount mnt; dmsetup status pool");
     let after = used("data.img");
     assert!(after < 64 * 1024, "{after} KiB still used of {before}");
     world.sh("dmsetup remove vol; dmsetup remove pool");

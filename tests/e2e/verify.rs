@@ -21,7 +21,7 @@ fn fio_verifies_while_snapshots_come_and_go() {
             "--iodepth=32",
         ])
         .args([
-            "--rw=randwrite",
+            "--rw=randtrimwrite",
             "--bsrange=512-1m",
             "--bs_unaligned=0",
             "--blockalign=512",

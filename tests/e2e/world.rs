@@ -84,11 +84,6 @@ impl World {
         &self.dev_dir
     }
 
-    /// The daemon's run directory.
-    pub fn run_dir(&self) -> &Path {
-        &self.run_dir
-    }
-
     /// A command in this world.
     pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
         let path = std::env::var("PATH").unwrap_or_default();

@@ -130,11 +130,26 @@ fn prepare_process(config: &Config) {
     if let Err(error) = thinmap_runtime::mark_io_flusher() {
         tracing::warn!(error = %error.0, "not marked as an I/O flusher (needs CAP_SYS_RESOURCE): under memory pressure writes may wait for themselves");
     }
-    if config.file.memory.lock
-        && let Err(error) = thinmap_runtime::lock_memory()
-    {
-        tracing::warn!(%error, "memory is not locked (needs CAP_IPC_LOCK or a higher memlock limit): the daemon may be paged out");
+    if config.file.memory.lock {
+        // With a limit, locking would succeed now and threads could not be started later.
+        let locked = if may_lock_all_memory() {
+            thinmap_runtime::lock_memory()
+        } else {
+            Err(std::io::ErrorKind::PermissionDenied.into())
+        };
+        if let Err(error) = locked {
+            tracing::warn!(%error, "memory is not locked (needs CAP_IPC_LOCK or no memlock limit): the daemon may be paged out");
+        }
     }
+}
+
+fn may_lock_all_memory() -> bool {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Memlock);
+    let capable = rustix::thread::capabilities(None).is_ok_and(|sets| {
+        sets.effective
+            .contains(rustix::thread::CapabilitySet::IPC_LOCK)
+    });
+    capable || limit.current.is_none()
 }
 
 fn open_block_nodes(config: &Config) -> (Arc<dyn BlockNodes>, Vec<String>) {
