@@ -5,12 +5,14 @@ mod support;
 mod thin_support;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use thinmap_block::backing::MemoryDevice;
 use thinmap_block::{BlockDevice, IoFlags, Op, QueueLimits};
+use thinmap_dm::MappedDevice;
 use thinmap_runtime::IoBuf;
 use thinmap_units::{BlkStatus, Sector};
 
@@ -139,7 +141,7 @@ fn cell_bytes(version: u32) -> IoBuf {
 
 const CELLS: u64 = VOLUME / 8;
 
-fn run(seed: u64, requests: u32, features: &str) {
+fn run(seed: u64, requests: u32, features: &str, beside: bool) {
     let mut rng = SmallRng::seed_from_u64(seed);
     let machine = Arc::new(Machine {
         state: Mutex::new(State {
@@ -163,6 +165,34 @@ fn run(seed: u64, requests: u32, features: &str) {
     let t = lab.live("t", &format!("0 {VOLUME} thin pool 0"));
     let scrap = lab.live("scrap", &format!("0 {VOLUME} thin pool 999"));
     machine.state.lock().requests_left = requests;
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        // Provisions beside it, so that commits find work in flight.
+        scope.spawn(|| {
+            let mut at = 0;
+            while beside && !stop.load(Ordering::SeqCst) {
+                at = (at + 5 * BLOCK + 3) % (VOLUME - 8);
+                let flags = IoFlags::default();
+                assert!(flagged(&*scrap, Op::Write, flags, at, 8, 1).is_ok());
+            }
+        });
+        write_until_cut(&machine, &mut rng, &pool, &t, &scrap);
+        stop.store(true, Ordering::SeqCst);
+    });
+    t.destroy();
+    scrap.destroy();
+    pool.destroy();
+    verify(seed, &machine);
+}
+
+/// The workload whose promises are checked: writes, flushes and snapshots of one volume, discards of another.
+fn write_until_cut(
+    machine: &Machine,
+    rng: &mut SmallRng,
+    pool: &MappedDevice,
+    t: &MappedDevice,
+    scrap: &MappedDevice,
+) {
     let mut snap = None;
     let mut version = 0;
     while machine.state.lock().image.is_none() {
@@ -171,12 +201,12 @@ fn run(seed: u64, requests: u32, features: &str) {
             0..60 => {
                 let cell = rng.random_range(0..CELLS);
                 machine.state.lock().cells[cell as usize].1 = version;
-                let (_, status) = thinmap_block::write(&*t, Sector(cell * 8), cell_bytes(version));
+                let (_, status) = thinmap_block::write(t, Sector(cell * 8), cell_bytes(version));
                 assert!(status.is_ok());
             }
             60..70 => {
                 let written: Vec<u32> = machine.state.lock().cells.iter().map(|c| c.1).collect();
-                assert!(request(&*t, Op::Flush, 0, 0).is_ok());
+                assert!(request(t, Op::Flush, 0, 0).is_ok());
                 let cells = &mut machine.state.lock().cells;
                 cells.iter_mut().zip(written).for_each(|(c, v)| c.0 = v);
             }
@@ -194,28 +224,19 @@ fn run(seed: u64, requests: u32, features: &str) {
                     Sector(8),
                     cell_bytes(version),
                 );
-                assert!(thinmap_block::submit_and_wait(&*t, write).1.is_ok());
+                assert!(thinmap_block::submit_and_wait(t, write).1.is_ok());
                 machine.state.lock().cells[cell as usize].0 = version;
             }
             75..80 => match snap.take() {
                 None => {
-                    message(&pool, &format!("create_snap {version} 0")).unwrap();
+                    message(pool, &format!("create_snap {version} 0")).unwrap();
                     snap = Some(version);
                 }
-                Some(id) => message(&pool, &format!("delete {id}")).unwrap(),
+                Some(id) => message(pool, &format!("delete {id}")).unwrap(),
             },
-            80..90 => {
-                let at = rng.random_range(0..VOLUME - 8);
-                let flags = IoFlags::default();
-                assert!(flagged(&*scrap, Op::Write, flags, at, 8, 1).is_ok());
-            }
-            _ => assert!(request(&*scrap, Op::Discard, 0, VOLUME).is_ok()),
+            _ => assert!(request(scrap, Op::Discard, 0, VOLUME).is_ok()),
         }
     }
-    t.destroy();
-    scrap.destroy();
-    pool.destroy();
-    verify(seed, &machine);
 }
 
 fn verify(seed: u64, machine: &Machine) {
@@ -255,14 +276,22 @@ fn verify(seed: u64, machine: &Machine) {
     check_clean(&meta);
 }
 
-#[test]
-fn what_was_flushed_survives_a_power_cut_at_any_request() {
+fn cut_many(features: [&str; 2], beside: bool) {
     for seed in 0..150 {
         let requests = 1 + (seed * 37 % 400) as u32;
-        run(
-            seed,
-            requests,
-            ["", "1 skip_block_zeroing"][seed as usize % 2],
-        );
+        run(seed, requests, features[seed as usize % 2], beside);
     }
+}
+
+#[test]
+fn what_was_flushed_survives_a_power_cut_at_any_request() {
+    cut_many(["", "1 skip_block_zeroing"], false);
+}
+
+/// OPEN: fails in about every second run. An unwritten part of a block, provisioned while another volume is written and
+/// snapshots come and go, shows old data of another block; the metadata is consistent.
+#[test]
+#[ignore = "known open defect: stale data in a partly written new block under concurrency"]
+fn what_was_flushed_survives_a_power_cut_beside_another_writer() {
+    cut_many(["", "1 no_discard_passdown"], true);
 }
