@@ -5,6 +5,7 @@
 mod actor;
 mod buffer;
 mod clock;
+mod command;
 mod file_ioctl;
 mod process;
 mod ring;
@@ -13,6 +14,7 @@ mod waker;
 pub use actor::{Actor, ActorHandle, NextTurn, Spawner, ThreadSpawner, Wake};
 pub use buffer::{BUFFER_ALIGN, BufferPool, IoBuf};
 pub use clock::{Clock, RealClock};
+pub use command::{CommandRing, control_command};
 pub use file_ioctl::clone_range;
 pub use process::{IoFlusherError, lock_memory, mark_io_flusher};
 pub use ring::{Completed, Ring, RingOp};
