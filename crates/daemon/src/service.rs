@@ -9,6 +9,7 @@ use thinmap_control::{
     TargetVersion,
 };
 use thinmap_dm::{DeviceError, MappedDevice, SuspendFlags, WhichTable};
+use thinmap_exports::block_node::NodeError;
 use thinmap_units::{DmName, DmUuid, Sector};
 
 use crate::daemon::Daemon;
@@ -38,6 +39,7 @@ impl DmService for Daemon {
     }
 
     fn list_devices(&self) -> Result<Vec<DeviceListEntry>, DmError> {
+        self.reap();
         let entry = |device: Arc<Device>| DeviceListEntry {
             name: device.md.name(),
             uuid: device.md.uuid(),
@@ -53,11 +55,16 @@ impl DmService for Daemon {
         uuid: Option<&DmUuid>,
         minor: Option<u32>,
     ) -> Result<DeviceInfo, DmError> {
+        self.reap();
         self.devices
             .check_free(name, uuid)
             .map_err(|taken| taken_error(&taken, name, uuid))?;
         let node = self.block_nodes.create(minor).map_err(|e| DmError {
-            errno: e.errno(),
+            // COMPAT: a minor that is taken is ENXIO.
+            errno: match e {
+                NodeError::Busy { .. } => Errno::NXIO.raw_os_error(),
+                _ => e.errno(),
+            },
             text: format!("device-mapper: {name}: no block device can be made: {e}"),
         })?;
         let md = MappedDevice::new(
@@ -277,7 +284,10 @@ impl DmService for Daemon {
 }
 
 impl Daemon {
+    /// COMPAT: the kernel removes a deferred device as its last user goes. Nobody tells us when that is, so every
+    /// command looks first; then none sees a device that should be gone.
     fn find(&self, selector: &DeviceSelector) -> Result<Arc<Device>, DmError> {
+        self.reap();
         let device = match selector {
             DeviceSelector::Name(name) => self.devices.by_name(name),
             DeviceSelector::Uuid(uuid) => self.devices.by_uuid(uuid),
