@@ -25,6 +25,8 @@ run dmsetup remove --retry low
 run dmsetup remove --deferred low
 run dmsetup info -c --noheadings -o name,attr,open low
 exec 9<&-
+# Closes by other programs are noticed a little later.
+sleep 1
 run dmsetup info low
 title 'force'
 quiet dmsetup create low --table "0 128 linear $A 0"
@@ -48,6 +50,8 @@ run dmsetup ls
 run dmsetup remove_all --deferred
 run dmsetup info -c -o name,attr
 exec 9<&-
+# Closes by other programs are noticed a little later.
+sleep 1
 run dmsetup ls
 quiet dmsetup create a --table "0 8 zero"
 run dmsetup remove_all --force
