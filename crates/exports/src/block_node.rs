@@ -80,8 +80,8 @@ pub trait BlockNodes: Send + Sync {
     /// In which way.
     fn kind(&self) -> NodeKind;
 
-    /// Reserves a device number for a device that has no table yet: size 0. `minor` is a wish that only ways
-    /// without a kernel device behind them can grant.
+    /// Reserves a device number for a device that has no table yet: size 0. `minor` is a wish: granted, or
+    /// [`NodeError::Busy`].
     fn create(&self, minor: Option<u32>) -> Result<Arc<dyn BlockNode>, NodeError>;
 
     /// Takes everything away, by force what is still in use: its users see I/O errors. All I/O is drained before.

@@ -56,9 +56,9 @@ pub(super) fn open_control() -> Result<OwnedFd, Errno> {
     rustix::fs::open(CONTROL, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
 }
 
-/// Adds a device with the lowest number that no device has; its number.
-pub(super) fn add(control: &OwnedFd) -> Result<u32, Errno> {
-    let number = with_number(control, CTL_ADD, -1)?;
+/// Adds a device with the wished number (EEXIST when there is one), or the lowest that no device has; its number.
+pub(super) fn add(control: &OwnedFd, wish: Option<u32>) -> Result<u32, Errno> {
+    let number = with_number(control, CTL_ADD, wish.map_or(-1, i64::from))?;
     u32::try_from(number).map_err(|_| Errno::INVAL)
 }
 

@@ -33,7 +33,7 @@ pub(crate) fn probe() -> Result<(), String> {
         }
         other => format!("{}: {other}", ioctl::CONTROL),
     })?;
-    let number = ioctl::add(&control).map_err(|errno| format!("adding a loop device: {errno}"))?;
+    let number = ioctl::add(&control, None).map_err(|errno| format!("adding a loop device: {errno}"))?;
     let removed = ioctl::remove(&control, number);
     removed.map_err(|errno| format!("removing loop device {number}: {errno}"))
 }

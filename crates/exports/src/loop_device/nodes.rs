@@ -41,9 +41,9 @@ impl BlockNodes for LoopNodes {
         NodeKind::Loop
     }
 
-    fn create(&self, _minor: Option<u32>) -> Result<Arc<dyn BlockNode>, NodeError> {
+    fn create(&self, minor: Option<u32>) -> Result<Arc<dyn BlockNode>, NodeError> {
         let file = self.server.add_file();
-        match bind(&self.server, &file) {
+        match bind(&self.server, &file, minor) {
             Ok((number, made_node)) => {
                 let node = Arc::new(LoopNode {
                     server: self.server.clone(),
@@ -77,17 +77,25 @@ impl BlockNodes for LoopNodes {
 }
 
 /// Adds a loop device and binds the file to it. Another program that looks for a free device may take the
-/// new one first: then it is theirs, and we add another.
-fn bind(server: &FuseServer, file: &DeviceFile) -> Result<(u32, bool), NodeError> {
+/// new one first: then it is theirs, and we add another. A wish for one number is granted or busy.
+fn bind(
+    server: &FuseServer,
+    file: &DeviceFile,
+    wish: Option<u32>,
+) -> Result<(u32, bool), NodeError> {
     let path = server.path_of(file);
     let flags = OFlags::RDWR | OFlags::DIRECT | OFlags::CLOEXEC;
     let backing = rustix::fs::open(&path, flags, Mode::empty())
         .map_err(|errno| NodeError::system(&path, "open for a loop device", errno))?;
     let control = open_control()?;
     for _ in 0..ADD_ATTEMPTS {
-        let number = ioctl::add(&control).map_err(|errno| {
-            NodeError::system(ioctl::CONTROL.as_ref(), "add a loop device", errno)
-        })?;
+        let number = match (ioctl::add(&control, wish), wish) {
+            // There already; binding tells whether it is free.
+            (Err(Errno::EXIST), Some(wish)) => wish,
+            (added, _) => added.map_err(|errno| {
+                NodeError::system(ioctl::CONTROL.as_ref(), "add a loop device", errno)
+            })?,
+        };
         let node = node_path(number);
         let made_node = ensure_node(number)
             .map_err(|errno| NodeError::system(&node, "make the node", errno))?;
@@ -95,6 +103,9 @@ fn bind(server: &FuseServer, file: &DeviceFile) -> Result<(u32, bool), NodeError
             .and_then(|device| ioctl::configure(&device, &backing, FIRST_BLOCK_SIZE));
         match bound {
             Ok(()) => return Ok((number, made_node)),
+            Err(Errno::BUSY | Errno::NXIO) if wish.is_some() => {
+                return Err(NodeError::Busy { path: node });
+            }
             Err(Errno::BUSY | Errno::NXIO) => {}
             Err(errno) => {
                 let _ = ioctl::remove(&control, number);
