@@ -1,3 +1,4 @@
+//! What meets the operating system: io_uring queues, buffers, clock, and actors on threads of their own.
 //!
 //! This crate and `exports` are the only ones with `unsafe`; each use says why it is sound.
 //! Nothing here knows what a block device is.
