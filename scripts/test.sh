@@ -16,7 +16,8 @@ step() {
 
 step "format" cargo fmt --all --check
 step "lints" cargo clippy --workspace --all-targets --locked -q -- -D warnings
-step "tests" cargo test --workspace --locked --no-fail-fast
+# With the output of passing tests, so that skips and their reasons are seen.
+step "tests" cargo test --workspace --locked --no-fail-fast -- --show-output
 
 passed=$(grep -oE '[0-9]+ passed' "$log" | awk '{s+=$1} END {print s+0}')
 broken=$(grep -oE '[0-9]+ failed' "$log" | awk '{s+=$1} END {print s+0}')

@@ -1,5 +1,10 @@
 //! The pool's failure modes: what leads there, what works there, what leads back.
 
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test that cannot be set up has failed"
+)]
+
 mod support;
 mod thin_support;
 

@@ -67,7 +67,7 @@ impl Thin {
         }
         match metadata.lookup(volume.id, v, MayRead::No) {
             Ok(Lookup::Mapped { data, shared })
-                if !(shared && io.op == Op::Write) && !(io.flags.fua && self.must_commit()) =>
+                if (!shared || io.op == Op::Read) && (!io.flags.fua || !self.must_commit()) =>
             {
                 let tickets = self.pool.enter(shared);
                 drop(metadata);

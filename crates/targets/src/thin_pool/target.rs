@@ -194,14 +194,14 @@ impl Target for ThinPool {
     /// The pool device itself is its data device, as in the kernel.
     fn map(&self, mut io: Io) -> MapOutcome<'_> {
         if io.op != Op::Flush {
-            io.sector = io.sector - self.begin;
+            io.sector -= self.begin;
         }
         MapOutcome::Remapped(io, &self.data.dev)
     }
 
     fn io_hints(&self, limits: &mut QueueLimits) {
         let block = u32::try_from(self.pool.geometry.block().bytes()).unwrap_or(u32::MAX);
-        if limits.io_opt < block || limits.io_opt % block != 0 {
+        if limits.io_opt < block || !limits.io_opt.is_multiple_of(block) {
             limits.io_min = block;
             limits.io_opt = block;
         }

@@ -1,4 +1,9 @@
 //! What the tests of mapped devices share: an opener over named devices, device doubles, an I/O oracle.
+
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test that cannot be set up has failed"
+)]
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
 pub mod delayed;

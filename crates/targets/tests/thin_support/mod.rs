@@ -1,4 +1,9 @@
 //! A pool and its volumes as mapped devices over doubles, in one process environment.
+
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test that cannot be set up has failed"
+)]
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
 pub mod manual;

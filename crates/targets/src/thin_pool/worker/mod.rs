@@ -314,7 +314,7 @@ impl Worker<'_> {
     }
 
     /// Brings `then` to the worker from any thread, as the end of a job.
-    fn job_end(&mut self) -> impl FnOnce(Box<dyn FnOnce(&mut Worker<'_>) + Send>) + Send + 'static {
+    fn job_end(&mut self) -> impl FnOnce(Continuation) + Send + 'static {
         self.state.jobs += 1;
         let pool = self.pool.clone();
         move |then| {
