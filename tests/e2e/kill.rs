@@ -13,7 +13,6 @@ use thinmap_runtime::IoBuf;
 
 use crate::world::{World, can_make_block_devices};
 
-const ROUNDS: u32 = 50;
 const SECTORS: u64 = 204_800;
 const WRITE_BYTES: usize = 4096;
 
@@ -22,13 +21,15 @@ fn fifty_kills_under_load_lose_no_flushed_write() {
     if !can_make_block_devices("fifty_kills_under_load_lose_no_flushed_write") {
         return;
     }
+    let rounds: u32 = std::env::var("THINMAP_KILLS")
+        .map_or(50, |n| n.parse().expect("THINMAP_KILLS is a number"));
     let world = World::new();
     world.make_pool("2G", "");
     world.make_thin(0, "fio-vol", SECTORS);
     world.make_thin(1, "log-vol", SECTORS);
     let mut log = FlushLog::default();
     let mut rng = StdRng::seed_from_u64(20_261_123);
-    for round in 1..=ROUNDS {
+    for round in 1..=rounds {
         let load = start_load(&world);
         let stop = AtomicBool::new(false);
         let wait = Duration::from_millis(rng.random_range(50..500));
@@ -59,12 +60,12 @@ fn fifty_kills_under_load_lose_no_flushed_write() {
         log.verify(&world.dev_dir().join("log-vol"), round);
     }
     assert!(
-        log.flushes > u64::from(ROUNDS),
+        log.flushes > u64::from(rounds),
         "only {} flushes in all rounds",
         log.flushes
     );
     println!(
-        "{ROUNDS} kills, {} flushed writes, {} flushes",
+        "{rounds} kills, {} flushed writes, {} flushes",
         log.flushed.len(),
         log.flushes
     );
