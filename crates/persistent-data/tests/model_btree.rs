@@ -147,7 +147,7 @@ fn model_btree_values_of_4_bytes() {
 }
 
 #[test]
-fn ascending_inserts_fill_leaves() {
+fn ascending_inserts_fill_leaves_nearly() {
     let mut tm = new_tm();
     let mut root = btree::empty::<Plain<8>>(&mut tm).unwrap();
     let free = tm.nr_free();
@@ -156,5 +156,6 @@ fn ascending_inserts_fill_leaves() {
         (root, _) = btree::insert(&mut tm, &mut Plain::<8>, root, key, &value).unwrap();
     }
     let used = free - tm.nr_free();
-    assert!(used < 100_000 / 252 + 10, "{used} blocks");
+    // A full last leaf shares with its left neighbour until that has fewer than 8 places left.
+    assert!(used < 100_000 / 245, "{used} blocks");
 }

@@ -219,20 +219,34 @@ impl PoolMetadata {
     /// many were mapped.
     pub fn remove_range(&mut self, id: ThinId, begin: VirtBlock, end: VirtBlock) -> Result<u64> {
         self.change(|pool| {
-            let volume = *pool.volume_mut(id)?;
-            let next =
-                btree::find_ge::<8>(pool.tm.reader(), volume.root, begin.raw(), MayRead::Yes)?;
-            if next.is_none_or(|(key, _)| key >= end.raw()) {
-                return Ok(0);
+            let (mut at, end, mut removed) = (begin.raw(), end.raw(), 0);
+            while at < end {
+                let run = pool.lookup_run(id, VirtBlock(at), end - at, MayRead::Yes)?;
+                let next = at + run.blocks;
+                if let Lookup::Mapped { .. } = run.first {
+                    removed += pool.remove_run(id, at, next)?;
+                }
+                at = next;
             }
-            let root = pool.own_root(id)?;
-            let data_sm = &mut pool.data_sm;
-            let ops = &mut MappingOps { data_sm };
-            let (begin, end) = (begin.raw(), end.raw());
-            let (root, removed) = btree::remove_range(&mut pool.tm, ops, root, begin, end)?;
-            pool.set_root(id, root, -(removed as i64))?;
             Ok(removed)
         })
+    }
+
+    /// Unmaps blocks `begin..end`, which lie in a row on the data device too.
+    ///
+    /// COMPAT: the kernel unmaps such runs one by one, and for each takes the volume out of the top
+    /// tree and puts it back, which both may move entries between nodes.
+    fn remove_run(&mut self, id: ThinId, begin: u64, end: u64) -> Result<u64> {
+        let root = self.own_root(id)?;
+        self.take_from_top(id, root)?;
+        let data_sm = &mut self.data_sm;
+        let ops = &mut MappingOps { data_sm };
+        let (root, removed) = btree::remove_range(&mut self.tm, ops, root, begin, end)?;
+        self.put_on_top(id, root)?;
+        let volume = self.volume_mut(id)?;
+        volume.root = root;
+        self.set_root(id, root, -(removed as i64))?;
+        Ok(removed)
     }
 
     /// How many mappings (counted once for each leaf) and callers refer to data block `b`.

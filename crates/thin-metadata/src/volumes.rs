@@ -168,12 +168,7 @@ impl PoolMetadata {
     }
 
     fn add_volume(&mut self, id: ThinId, root: u64, details: DeviceDetails) -> Result<()> {
-        let (key, value) = (u64::from(id.raw()), root.to_le_bytes());
-        let data_sm = &mut self.data_sm;
-        let ops = &mut SubtreeOps { data_sm };
-        let top = self.superblock.data_mapping_root;
-        (self.superblock.data_mapping_root, _) =
-            btree::insert(&mut self.tm, ops, top, key, &value)?;
+        self.put_on_top(id, root)?;
         self.write_details(id, &details)?;
         let volume = Volume {
             details,
@@ -181,6 +176,27 @@ impl PoolMetadata {
             details_changed: false,
         };
         self.volumes.insert(id, volume);
+        Ok(())
+    }
+
+    /// Enters volume `id` with tree `root` in the top tree.
+    pub(crate) fn put_on_top(&mut self, id: ThinId, root: u64) -> Result<()> {
+        let (key, value) = (u64::from(id.raw()), root.to_le_bytes());
+        let data_sm = &mut self.data_sm;
+        let ops = &mut SubtreeOps { data_sm };
+        let top = self.superblock.data_mapping_root;
+        (self.superblock.data_mapping_root, _) =
+            btree::insert(&mut self.tm, ops, top, key, &value)?;
+        Ok(())
+    }
+
+    /// Takes volume `id` out of the top tree, but keeps its tree `root` alive.
+    pub(crate) fn take_from_top(&mut self, id: ThinId, root: u64) -> Result<()> {
+        self.tm.inc(root)?;
+        let data_sm = &mut self.data_sm;
+        let ops = &mut SubtreeOps { data_sm };
+        let (key, top) = (u64::from(id.raw()), self.superblock.data_mapping_root);
+        (self.superblock.data_mapping_root, _) = btree::remove(&mut self.tm, ops, top, key)?;
         Ok(())
     }
 

@@ -1,16 +1,18 @@
 //! Inserting: one pass from the root down that makes room on its way, so it never has to go back.
+//!
+//! COMPAT: where room comes from is the kernel's choice in every case (dm-btree.c), because the
+//! number of nodes shows in a pool's status.
 
-use super::node::{Node, NodeMut, entries_min};
+use super::balance::{lengths, note_first_key, own_child, settle2, settle3};
+use super::node::{Node, NodeMut};
 use super::{DEPTH_MAX, ValueOps, check_value_size, shadow, too_deep};
 use crate::block::BlockKind;
 use crate::error::Result;
 use crate::transaction_manager::TransactionManager;
 
-/// A sibling takes entries only when it has more than this share of its capacity free (1/n):
-/// moving less would soon have to be repeated.
-const SHIFT_SHARE_MIN: usize = 8;
-/// And never when it has less than this free, so that it has room left for the key itself.
-const SHIFT_FREE_MIN: usize = 4;
+/// A sibling takes entries only when it has at least this many free: moving fewer would soon have
+/// to be repeated.
+const SIBLING_FREE_MIN: usize = 8;
 
 /// Sets `key` to `value`; gives the tree's new root and whether the key is new.
 ///
@@ -45,9 +47,9 @@ fn put<V: ValueOps>(
     value: &[u8],
     dec_old: bool,
 ) -> Result<(u64, bool)> {
-    let mut root = shadow(tm, ops, root)?;
+    let root = shadow(tm, ops, root)?;
     if needs_room(tm, root, key)? {
-        root = grow(tm, root)?;
+        split_root(tm, root)?;
     }
     let mut block = root;
     for _ in 0..=DEPTH_MAX {
@@ -72,16 +74,9 @@ fn put<V: ValueOps>(
             node.set_key(0, key);
             0
         });
-        let old_child = node.view().child(at);
-        let mut child = shadow(tm, ops, old_child)?;
-        if child != old_child {
-            NodeMut(tm.write(block)?).set_child(at, child);
-        }
-        if child == block {
-            return Err(too_deep(block));
-        }
+        let mut child = own_child(tm, ops, block, at)?;
         if needs_room(tm, child, key)? {
-            make_room(tm, ops, block, at, key)?;
+            make_room(tm, ops, block, at)?;
             let parent = tm.write(block)?;
             let parent = Node(parent);
             child = parent.child(parent.floor(key).unwrap_or(0));
@@ -98,135 +93,129 @@ fn needs_room(tm: &mut TransactionManager, block: u64, key: u64) -> Result<bool>
     Ok(full && !(node.is_leaf() && node.find(key).is_some()))
 }
 
-/// Puts a new root above `root` and splits `root` below it.
-fn grow(tm: &mut TransactionManager, root: u64) -> Result<u64> {
-    let first_key = Node(tm.write(root)?).key(0);
-    let new_root = tm.new_block(BlockKind::Node)?;
-    let mut node = NodeMut(tm.write(new_root)?);
+/// Moves the entries of `root`, half each, to two new nodes below it.
+fn split_root(tm: &mut TransactionManager, root: u64) -> Result<()> {
+    let source = tm.reader().dirty_block(root)?;
+    let node = Node(&source);
+    let middle = node.len() / 2;
+    let mut halves = [(0, 0); 2];
+    for (half, (from, to)) in halves.iter_mut().zip([(0, middle), (middle, node.len())]) {
+        let block = tm.new_block(BlockKind::Node)?;
+        let mut target = NodeMut(tm.write(block)?);
+        target.init_like(node);
+        target.insert_from(0, node, from, to);
+        *half = (node.key(from), block);
+    }
+    drop(source);
+    let mut node = NodeMut(tm.write(root)?);
     node.init(false, 8);
-    node.insert(0, first_key, &root.to_le_bytes());
-    let middle = Node(tm.write(root)?).len() / 2;
-    split(tm, new_root, 0, middle)?;
-    Ok(new_root)
+    for (at, (key, block)) in halves.into_iter().enumerate() {
+        node.insert(at, key, &block.to_le_bytes());
+    }
+    Ok(())
 }
 
-/// Gives child `at` of `parent`, which is full, room for `key`. `parent` has room for an entry.
+/// Gives child `at` of `parent`, which is full, room for an entry. `parent` has room for one.
+///
+/// Takes room from a sibling when it can. Otherwise splits this child in two, or, in the midst of
+/// others, this one and its left sibling in three, which leaves fuller nodes; at either end keys
+/// are likely to come in order, and three would be no better than two.
 fn make_room<V: ValueOps>(
     tm: &mut TransactionManager,
     ops: &mut V,
     parent: u64,
     at: usize,
-    key: u64,
 ) -> Result<()> {
     let node = Node(tm.write(parent)?);
-    let (len, child) = (node.len(), node.child(at));
+    let len = node.len();
     let left = at.checked_sub(1).map(|at| node.child(at));
     let right = (at + 1 < len).then(|| node.child(at + 1));
-    let node = Node(tm.write(child)?);
-    let (child_len, child_max) = (node.len(), node.max());
-    let appends = key > node.key(child_len - 1);
-    if let Some(left) = left
-        && let Some(free) = shift_room(tm, left)?
-    {
-        // Ascending inserts fill the left node to the brim and leave the room on the right.
-        let share = if appends { free } else { free.div_ceil(2) };
-        let count = share.min(child_len - entries_min(child_max));
-        return shift_left(tm, ops, parent, at, count);
+    let mut a_sibling_is_shared = false;
+    for (sibling, left_at) in [(left, at.wrapping_sub(1)), (right, at)] {
+        let Some(sibling) = sibling else { continue };
+        match sibling_room(tm, sibling)? {
+            None => a_sibling_is_shared = true,
+            Some(free) if free >= SIBLING_FREE_MIN => return even_out(tm, ops, parent, left_at),
+            Some(_) => {}
+        }
     }
-    if !appends
-        && let Some(right) = right
-        && let Some(free) = shift_room(tm, right)?
-    {
-        let count = free.div_ceil(2).min(child_len - entries_min(child_max));
-        return shift_right(tm, ops, parent, at, count);
+    if a_sibling_is_shared || len <= 2 || at == 0 || at + 1 == len {
+        split_in_two(tm, parent, at)
+    } else {
+        split_in_three(tm, ops, parent, at - 1)
     }
-    let third = entries_min(child_max);
-    let keep = match () {
-        () if appends => child_len - third,
-        () if key < Node(tm.write(child)?).key(0) => third,
-        () => child_len / 2,
-    };
-    split(tm, parent, at, keep)
 }
 
-/// How many entries `sibling` can take, if it is worth it. A shared one is left alone: copying it
-/// costs more than a split.
-fn shift_room(tm: &mut TransactionManager, sibling: u64) -> Result<Option<usize>> {
-    if tm.count(sibling)? != 1 {
+/// How many entries `sibling` can take; `None` when it is shared and so better left alone: copying
+/// it costs more than a split.
+fn sibling_room(tm: &mut TransactionManager, sibling: u64) -> Result<Option<usize>> {
+    if tm.count(sibling)? > 1 {
         return Ok(None);
     }
     let bytes = tm
         .reader()
         .read(sibling, BlockKind::Node, crate::MayRead::Yes)?;
     let node = Node(&bytes);
-    let free = node.max() - node.len();
-    let worth_it = free >= SHIFT_FREE_MIN && free > node.max() / SHIFT_SHARE_MIN;
-    Ok(worth_it.then_some(free))
+    Ok(Some(node.max() - node.len()))
 }
 
-/// Moves the first `count` entries of child `at` to its left neighbour.
-fn shift_left<V: ValueOps>(
+/// Shares the entries of children `at` and `at + 1` of `parent` evenly between them.
+fn even_out<V: ValueOps>(
     tm: &mut TransactionManager,
     ops: &mut V,
     parent: u64,
     at: usize,
-    count: usize,
 ) -> Result<()> {
-    let node = Node(tm.write(parent)?);
-    let (left, child) = (node.child(at - 1), node.child(at));
-    let left = shadow(tm, ops, left)?;
-    let source = tm.reader().dirty_block(child)?;
-    let mut target = NodeMut(tm.write(left)?);
-    let len = target.view().len();
-    super::remove::check_siblings(left, target.view(), Node(&source))?;
-    target.insert_from(len, Node(&source), 0, count);
-    drop(source);
-    let mut node = NodeMut(tm.write(child)?);
-    node.remove(0, count);
-    let first_key = node.view().key(0);
-    let mut node = NodeMut(tm.write(parent)?);
-    node.set_child(at - 1, left);
-    node.set_key(at, first_key);
-    Ok(())
+    let nodes = [
+        own_child(tm, ops, parent, at)?,
+        own_child(tm, ops, parent, at + 1)?,
+    ];
+    let (has, _) = lengths(tm, nodes)?;
+    settle2(tm, nodes, has, (has[0] + has[1]) / 2)?;
+    note_first_key(tm, parent, at + 1, nodes[1])
 }
 
-/// Moves the last `count` entries of child `at` to its right neighbour.
-fn shift_right<V: ValueOps>(
+/// Moves half of child `at` of `parent` to a new node on its right.
+fn split_in_two(tm: &mut TransactionManager, parent: u64, at: usize) -> Result<()> {
+    let left = Node(tm.write(parent)?).child(at);
+    let right = new_sibling(tm, left)?;
+    let (has, _) = lengths(tm, [left, right])?;
+    settle2(tm, [left, right], has, has[0] / 2)?;
+    link(tm, parent, at + 1, right)
+}
+
+/// Makes three nodes of children `at` and `at + 1` of `parent`, both about full.
+fn split_in_three<V: ValueOps>(
     tm: &mut TransactionManager,
     ops: &mut V,
     parent: u64,
     at: usize,
-    count: usize,
 ) -> Result<()> {
-    let node = Node(tm.write(parent)?);
-    let (child, right) = (node.child(at), node.child(at + 1));
-    let right = shadow(tm, ops, right)?;
-    let source = tm.reader().dirty_block(child)?;
-    let len = Node(&source).len();
-    let mut target = NodeMut(tm.write(right)?);
-    super::remove::check_siblings(right, target.view(), Node(&source))?;
-    target.insert_from(0, Node(&source), len - count, len);
-    let first_key = target.view().key(0);
-    drop(source);
-    NodeMut(tm.write(child)?).remove(len - count, len);
-    let mut node = NodeMut(tm.write(parent)?);
-    node.set_child(at + 1, right);
-    node.set_key(at + 1, first_key);
-    Ok(())
+    let left = own_child(tm, ops, parent, at)?;
+    let right = own_child(tm, ops, parent, at + 1)?;
+    let center = new_sibling(tm, left)?;
+    let nodes = [left, center, right];
+    let (has, _) = lengths(tm, nodes)?;
+    let total = has[0] + has[2];
+    let target_left = total / 3;
+    let target_center = (total - target_left) / 2;
+    let target_right = total - target_left - target_center;
+    settle3(tm, nodes, has, [target_left, target_right])?;
+    note_first_key(tm, parent, at + 1, right)?;
+    link(tm, parent, at + 1, center)
 }
 
-/// Splits child `at` of `parent` in two, the left of which keeps `keep` entries.
-fn split(tm: &mut TransactionManager, parent: u64, at: usize, keep: usize) -> Result<()> {
-    let child = Node(tm.write(parent)?).child(at);
-    let right = tm.new_block(BlockKind::Node)?;
-    let source = tm.reader().dirty_block(child)?;
-    let node = Node(&source);
-    let (len, first_key) = (node.len(), node.key(keep));
-    let mut target = NodeMut(tm.write(right)?);
-    target.init(node.is_leaf(), node.value_size());
-    target.insert_from(0, node, keep, len);
-    drop(source);
-    NodeMut(tm.write(child)?).remove(keep, len);
-    NodeMut(tm.write(parent)?).insert(at + 1, first_key, &right.to_le_bytes());
+/// A new empty node of the same shape as `node`.
+fn new_sibling(tm: &mut TransactionManager, node: u64) -> Result<u64> {
+    let block = tm.new_block(BlockKind::Node)?;
+    let model = tm.reader().dirty_block(node)?;
+    NodeMut(tm.write(block)?).init_like(Node(&model));
+    Ok(block)
+}
+
+/// Makes `child` the child `at` of `parent`.
+fn link(tm: &mut TransactionManager, parent: u64, at: usize, child: u64) -> Result<()> {
+    let key = Node(tm.write(child)?).key(0);
+    NodeMut(tm.write(parent)?).insert(at, key, &child.to_le_bytes());
     Ok(())
 }

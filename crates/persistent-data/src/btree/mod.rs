@@ -8,6 +8,7 @@
 //! INVARIANT (what thin_check demands): keys ascend; a node other than the root is at least a third
 //! full; an internal node's key is not above the first key of its child.
 
+mod balance;
 mod insert;
 mod lookup;
 pub(crate) mod node;

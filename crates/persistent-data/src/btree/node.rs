@@ -147,6 +147,12 @@ impl NodeMut<'_> {
         put_u32(self.0, 24, value_size as u32);
     }
 
+    /// Makes an empty node of the shape of `model` out of a new block.
+    pub(crate) fn init_like(&mut self, model: Node<'_>) {
+        self.init(model.is_leaf(), model.value_size());
+        put_u32(self.0, 20, model.max() as u32);
+    }
+
     fn set_len(&mut self, len: usize) {
         put_u32(self.0, 16, len as u32);
     }

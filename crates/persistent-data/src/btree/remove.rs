@@ -1,19 +1,20 @@
-//! Removing a range of keys, or a whole tree.
+//! Removing keys, or a whole tree.
 //!
-//! A range is removed in two steps. First a descent drops every subtree that lies wholly inside
-//! the range (a shared one just loses a reference) and trims the two nodes of each level on its
-//! edges. Then a second descent along each edge merges what the first left less than a third full.
+//! Keys go one at a time, each with a descent that merges or evens out the children it passes
+//! before it steps into one of them, so that no node on the way falls below a third.
+//!
+//! COMPAT: this is what the kernel does for each key of a range (dm-btree-remove.c). Dropping whole
+//! leaves would be quicker and leave another tree, whose number of nodes shows in a pool's status.
 
+use super::balance::{
+    check_entry, lengths, move_left, note_first_key, own_child, settle2, settle3,
+};
 use super::node::{Node, NodeMut, entries_min};
 use super::{DEPTH_MAX, ValueOps, check_value_size, find_any_ge, shadow, too_deep};
-use crate::block::BlockKind;
+use crate::block::{BlockBytes, BlockKind};
 use crate::cache::MayRead;
-use crate::error::{MetadataError, Result};
+use crate::error::Result;
 use crate::transaction_manager::TransactionManager;
-
-/// Extra entries kept above the minimum in nodes on the way down, because merging two of a node's
-/// children takes an entry from it.
-const SLACK: usize = 4;
 
 /// Removes `key`; gives the new root and whether the key was there.
 pub fn remove<V: ValueOps>(
@@ -22,19 +23,24 @@ pub fn remove<V: ValueOps>(
     root: u64,
     key: u64,
 ) -> Result<(u64, bool)> {
-    let Some(end) = key.checked_add(1) else {
-        return Err(MetadataError::new(
-            crate::ErrorKind::Inval,
-            "no entry can have the highest possible key",
-        ));
+    // Nothing there: do not copy the path for nothing.
+    if find_any_ge(tm.reader(), root, key)? != Some(key) {
+        return Ok((root, false));
+    }
+    let root = shadow(tm, ops, root)?;
+    let Some(leaf) = descend(tm, ops, root, key)? else {
+        return Err(too_deep(root));
     };
-    let (root, removed) = remove_range(tm, ops, root, key, end)?;
-    Ok((root, removed > 0))
+    let at = Node(tm.write(leaf)?).find(key).ok_or_else(|| {
+        crate::MetadataError::corrupt(leaf, "a key is not where its btree leads to")
+    })?;
+    take_out(tm, ops, leaf, at)?;
+    Ok((root, true))
 }
 
 /// Removes all keys in `begin..end`; gives the new root and how many keys there were.
 ///
-/// Time goes with the number of unshared nodes in the range, plus reading the shared ones.
+/// Time goes with the number of keys in the range.
 pub fn remove_range<V: ValueOps>(
     tm: &mut TransactionManager,
     ops: &mut V,
@@ -42,267 +48,211 @@ pub fn remove_range<V: ValueOps>(
     begin: u64,
     end: u64,
 ) -> Result<(u64, u64)> {
-    // Nothing there: do not copy the path for nothing.
-    match find_any_ge(tm.reader(), root, begin)? {
-        Some(first) if first < end => {}
-        _ => return Ok((root, 0)),
+    let (mut root, mut key, mut removed) = (root, begin, 0);
+    // What a damaged tree could make of this is bounded by what the range can hold.
+    while key < end {
+        match find_any_ge(tm.reader(), root, key)? {
+            Some(next) if next < end && next >= key => key = next,
+            _ => break,
+        }
+        root = shadow(tm, ops, root)?;
+        let before = removed;
+        // One more descent than there are keys in a row, as in the kernel: it evens out too.
+        while let Some(found) = remove_next(tm, ops, root, key, end)? {
+            removed += 1;
+            key = found + 1;
+        }
+        if removed == before {
+            return Err(crate::MetadataError::corrupt(
+                root,
+                "a key is not where its btree leads to",
+            ));
+        }
     }
-    let root = shadow(tm, ops, root)?;
-    let mut pass = Removal {
-        tm,
-        ops,
-        begin,
-        end,
-        removed: 0,
-        reads_left: 0,
-    };
-    pass.reads_left = pass.tm.nr_blocks();
-    pass.trim(root, None, 0)?;
-    let removed = pass.removed;
-    if Node(tm.write(root)?).len() == 0 {
-        NodeMut(tm.write(root)?).init(true, V::SIZE);
-        return Ok((root, removed));
-    }
-    let root = mend(tm, ops, root, begin)?;
-    let root = match find_any_ge(tm.reader(), root, end)? {
-        Some(right) => mend(tm, ops, root, right)?,
-        None => root,
-    };
     Ok((root, removed))
 }
 
 /// Gives up one reference to the tree at `root`, and to all it alone refers to.
 pub fn delete_tree<V: ValueOps>(tm: &mut TransactionManager, ops: &mut V, root: u64) -> Result<()> {
-    let mut pass = Removal {
-        tm,
-        ops,
-        begin: 0,
-        end: u64::MAX,
-        removed: 0,
-        reads_left: 0,
-    };
-    pass.drop_subtree(root, 0, false)
+    drop_subtree(tm, ops, root, 0)
 }
 
-/// Siblings must be of one shape before entries move between them.
-pub(crate) fn check_siblings(block: u64, a: Node<'_>, b: Node<'_>) -> Result<()> {
-    if a.is_leaf() != b.is_leaf() || a.value_size() != b.value_size() || a.max() != b.max() {
-        return Err(MetadataError::corrupt(
-            block,
-            "btree node differs in shape from its neighbour",
-        ));
-    }
-    Ok(())
-}
-
-/// In a crafted image a node may be its own descendant and shrink while its entries are walked.
-fn check_entry(block: u64, node: Node<'_>, at: usize) -> Result<()> {
-    if node.is_leaf() || at >= node.len() {
-        return Err(too_deep(block));
-    }
-    Ok(())
-}
-
-struct Removal<'a, V> {
-    tm: &'a mut TransactionManager,
-    ops: &'a mut V,
-    begin: u64,
+/// Removes the entry at `key`, or a later one that is next in the same leaf; gives its key.
+fn remove_next<V: ValueOps>(
+    tm: &mut TransactionManager,
+    ops: &mut V,
+    root: u64,
+    key: u64,
     end: u64,
-    removed: u64,
-    /// Bounds the reading of shared subtrees, which in a crafted image may be entangled.
-    reads_left: u64,
+) -> Result<Option<u64>> {
+    let Some(leaf) = descend(tm, ops, root, key)? else {
+        return Ok(None);
+    };
+    let node = Node(tm.write(leaf)?);
+    // COMPAT: looks no further than the last entry at or before the key.
+    let at = node.floor(key).unwrap_or(0);
+    if at >= node.len() || node.key(at) < key || node.key(at) >= end {
+        return Ok(None);
+    }
+    let found = node.key(at);
+    take_out(tm, ops, leaf, at)?;
+    Ok(Some(found))
 }
 
-impl<V: ValueOps> Removal<'_, V> {
-    /// Removes the range from the writable node `block`, all of whose keys are below `limit`.
-    fn trim(&mut self, block: u64, limit: Option<u64>, depth: usize) -> Result<()> {
-        if depth == DEPTH_MAX {
-            return Err(too_deep(block));
-        }
-        let mut node = NodeMut(self.tm.write(block)?);
-        check_value_size::<V>(block, node.view())?;
-        let (begin, end) = (self.begin, self.end);
-        if node.view().is_leaf() {
-            let (from, to) = (node.view().lower_bound(begin), node.view().lower_bound(end));
-            if to > from {
-                let values = node.view().values(from, to).to_vec();
-                node.remove(from, to);
-                self.removed += (to - from) as u64;
-                self.ops.dec(self.tm, &values)?;
-            }
-            return Ok(());
-        }
-        let first = node.view().floor(begin).unwrap_or(0);
-        let last = node.view().lower_bound(end);
-        // Backwards, so that removing an entry does not move those still to come.
-        for at in (first..last).rev() {
-            let node = Node(self.tm.write(block)?);
-            check_entry(block, node, at)?;
-            let (low, child) = (node.key(at), node.child(at));
-            let high = if at + 1 < node.len() {
-                Some(node.key(at + 1))
-            } else {
-                limit
-            };
-            let whole = begin <= low && high.is_some_and(|high| high <= end);
-            if whole {
-                self.drop_subtree(child, depth + 1, true)?;
-                let mut node = NodeMut(self.tm.write(block)?);
-                check_entry(block, node.view(), at)?;
-                node.remove(at, at + 1);
-                continue;
-            }
-            let child = shadow(self.tm, self.ops, child)?;
-            self.trim(child, high, depth + 1)?;
-            let trimmed = Node(self.tm.write(child)?);
-            let first_key = (trimmed.len() > 0).then(|| trimmed.key(0));
-            let mut node = NodeMut(self.tm.write(block)?);
-            check_entry(block, node.view(), at)?;
-            match first_key {
-                Some(key) => {
-                    node.set_child(at, child);
-                    node.set_key(at, key);
-                }
-                None => {
-                    node.remove(at, at + 1);
-                    self.tm.dec(child)?;
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Gives up a reference to `block`; counts the entries below it if `count_entries`.
-    fn drop_subtree(&mut self, block: u64, depth: usize, count_entries: bool) -> Result<()> {
-        if depth == DEPTH_MAX {
-            return Err(too_deep(block));
-        }
-        if self.tm.count(block)? > 1 {
-            if count_entries {
-                self.count_entries(block, depth)?;
-            }
-            return self.tm.dec(block);
-        }
-        let bytes = self
-            .tm
-            .reader()
-            .read(block, BlockKind::Node, MayRead::Yes)?;
-        let node = Node(&bytes);
-        check_value_size::<V>(block, node)?;
-        // The block first: an image in which it is its own descendant then fails on count zero.
-        self.tm.dec(block)?;
-        if node.is_leaf() {
-            self.removed += node.len() as u64;
-            return self.ops.dec(self.tm, node.values(0, node.len()));
-        }
-        for at in 0..node.len() {
-            self.drop_subtree(node.child(at), depth + 1, count_entries)?;
-        }
-        Ok(())
-    }
-
-    fn count_entries(&mut self, block: u64, depth: usize) -> Result<()> {
-        if depth == DEPTH_MAX || self.reads_left == 0 {
-            return Err(too_deep(block));
-        }
-        self.reads_left -= 1;
-        let bytes = self
-            .tm
-            .reader()
-            .read(block, BlockKind::Node, MayRead::Yes)?;
-        let node = Node(&bytes);
-        if node.is_leaf() {
-            self.removed += node.len() as u64;
-            return Ok(());
-        }
-        for at in 0..node.len() {
-            self.count_entries(node.child(at), depth + 1)?;
-        }
-        Ok(())
-    }
+fn take_out<V: ValueOps>(
+    tm: &mut TransactionManager,
+    ops: &mut V,
+    leaf: u64,
+    at: usize,
+) -> Result<()> {
+    let mut node = NodeMut(tm.write(leaf)?);
+    let mut value = [0; 64];
+    let value = &mut value[..V::SIZE];
+    value.copy_from_slice(node.view().value(at));
+    node.remove(at, at + 1);
+    ops.dec(tm, value)
 }
 
-/// Merges or refills the nodes on the way to `key` that hold too little; gives the new root.
-fn mend<V: ValueOps>(tm: &mut TransactionManager, ops: &mut V, root: u64, key: u64) -> Result<u64> {
-    let mut root = shadow(tm, ops, root)?;
-    let mut parent = root;
+/// The leaf for `key`, writable, with the way to it evened out; `None` when all keys are above.
+fn descend<V: ValueOps>(
+    tm: &mut TransactionManager,
+    ops: &mut V,
+    root: u64,
+    key: u64,
+) -> Result<Option<u64>> {
+    let mut block = root;
     for _ in 0..2 * DEPTH_MAX {
-        let node = Node(tm.write(parent)?);
+        let node = Node(tm.write(block)?);
+        check_value_size::<V>(block, node)?;
         if node.is_leaf() {
-            return Ok(root);
+            return Ok(Some(block));
         }
-        let at = node.floor(key).unwrap_or(0);
-        let (len, child) = (node.len(), node.child(at));
-        if parent == root && len == 1 {
-            // A root with one child is no use: the child becomes the root.
-            let child = shadow(tm, ops, child)?;
-            tm.dec(root)?;
-            root = child;
-            parent = child;
-            continue;
+        if node.len() == 1 {
+            pull_up(tm, ops, block)?;
+        } else if let Some(at) = node.floor(key) {
+            let last = node.len() - 1;
+            match at {
+                0 => balance2(tm, ops, block, 0)?,
+                at if at == last => balance2(tm, ops, block, at - 1)?,
+                at => balance3(tm, ops, block, at - 1)?,
+            }
         }
-        if needs_mending(tm, child)? && len > 1 {
-            let left = at.saturating_sub(1);
-            balance(tm, ops, parent, left)?;
-            continue;
+        let node = Node(tm.write(block)?);
+        if node.is_leaf() {
+            check_value_size::<V>(block, node)?;
+            return Ok(Some(block));
         }
-        let shadowed = shadow(tm, ops, child)?;
-        if shadowed != child {
-            NodeMut(tm.write(parent)?).set_child(at, shadowed);
-        }
-        parent = shadowed;
+        let Some(at) = node.floor(key) else {
+            return Ok(None);
+        };
+        block = own_child(tm, ops, block, at)?;
     }
     Err(too_deep(root))
 }
 
-fn needs_mending(tm: &mut TransactionManager, block: u64) -> Result<bool> {
-    let bytes = tm.reader().read(block, BlockKind::Node, MayRead::Yes)?;
-    let node = Node(&bytes);
-    let slack = if node.is_leaf() { 0 } else { SLACK };
-    Ok(node.len() < entries_min(node.max()) + slack)
+/// Puts the content of the only child of `parent` into `parent`.
+fn pull_up<V: ValueOps>(tm: &mut TransactionManager, ops: &mut V, parent: u64) -> Result<()> {
+    let child = own_child(tm, ops, parent, 0)?;
+    let bytes: BlockBytes = *tm.reader().dirty_block(child)?;
+    *tm.write(parent)? = bytes;
+    tm.dec(child)
 }
 
-/// Merges children `at` and `at + 1` of `parent`, or shares their entries evenly.
-fn balance<V: ValueOps>(
+/// Merges children `at` and `at + 1` of `parent` if one node then still has room for removals
+/// below it, or shares their entries evenly.
+fn balance2<V: ValueOps>(
     tm: &mut TransactionManager,
     ops: &mut V,
     parent: u64,
     at: usize,
 ) -> Result<()> {
-    let node = Node(tm.write(parent)?);
-    let (left, right) = (node.child(at), node.child(at + 1));
-    let left = shadow(tm, ops, left)?;
-    let right = shadow(tm, ops, right)?;
-    let mut node = NodeMut(tm.write(parent)?);
-    node.set_child(at, left);
-    node.set_child(at + 1, right);
+    let nodes = [
+        own_child(tm, ops, parent, at)?,
+        own_child(tm, ops, parent, at + 1)?,
+    ];
+    let (has, max) = lengths(tm, nodes)?;
+    merge_or_share(tm, parent, at, nodes, has, max)
+}
 
-    let source = tm.reader().dirty_block(right)?;
-    let from = Node(&source);
-    let mut into = NodeMut(tm.write(left)?);
-    check_siblings(left, into.view(), from)?;
-    let (left_len, right_len) = (into.view().len(), from.len());
-    let total = left_len + right_len;
-    if total <= into.view().max() {
-        into.insert_from(left_len, from, 0, right_len);
-        NodeMut(tm.write(parent)?).remove(at + 1, at + 2);
-        drop(source);
-        return tm.dec(right);
+fn merge_or_share(
+    tm: &mut TransactionManager,
+    parent: u64,
+    at: usize,
+    nodes: [u64; 2],
+    has: [usize; 2],
+    max: usize,
+) -> Result<()> {
+    let total = has[0] + has[1];
+    // Half of this is one more than a node must have, so either can lose an entry.
+    if total < 2 * (entries_min(max) + 1) && total <= max {
+        move_left(tm, nodes[0], nodes[1], has[1])?;
+        let mut node = NodeMut(tm.write(parent)?);
+        check_entry(parent, node.view(), at + 1)?;
+        node.remove(at + 1, at + 2);
+        return tm.dec(nodes[1]);
     }
-    let left_wanted = total / 2;
-    if left_len < left_wanted {
-        let count = left_wanted - left_len;
-        into.insert_from(left_len, from, 0, count);
-        drop(source);
-        NodeMut(tm.write(right)?).remove(0, count);
-    } else {
-        drop(source);
-        let source = tm.reader().dirty_block(left)?;
-        NodeMut(tm.write(right)?).insert_from(0, Node(&source), left_wanted, left_len);
-        drop(source);
-        NodeMut(tm.write(left)?).remove(left_wanted, left_len);
+    settle2(tm, nodes, has, total / 2)?;
+    note_first_key(tm, parent, at + 1, nodes[1])
+}
+
+/// Makes two nodes of children `at` to `at + 2` of `parent` if they hold little, or shares their
+/// entries evenly.
+fn balance3<V: ValueOps>(
+    tm: &mut TransactionManager,
+    ops: &mut V,
+    parent: u64,
+    at: usize,
+) -> Result<()> {
+    let nodes = [
+        own_child(tm, ops, parent, at)?,
+        own_child(tm, ops, parent, at + 1)?,
+        own_child(tm, ops, parent, at + 2)?,
+    ];
+    let [left, center, right] = nodes;
+    let (has, max) = lengths(tm, nodes)?;
+    let total: usize = has.iter().sum();
+    if total > 4 * entries_min(max) {
+        let target_right = total / 3;
+        let target_left = target_right + usize::from(!total.is_multiple_of(3));
+        settle3(tm, nodes, has, [target_left, target_right])?;
+        note_first_key(tm, parent, at + 1, center)?;
+        return note_first_key(tm, parent, at + 2, right);
     }
-    let first_key = Node(tm.write(right)?).key(0);
-    NodeMut(tm.write(parent)?).set_key(at + 1, first_key);
-    Ok(())
+    let to_left = has[1].min(max - has[0]);
+    let to_right = has[1] - to_left;
+    if has[2] + to_right > max {
+        return Err(too_deep(center));
+    }
+    super::balance::move_right(tm, center, right, to_right)?;
+    move_left(tm, left, center, to_left)?;
+    let mut node = NodeMut(tm.write(parent)?);
+    check_entry(parent, node.view(), at + 1)?;
+    node.remove(at + 1, at + 2);
+    tm.dec(center)?;
+    let has = [has[0] + to_left, has[2] + to_right];
+    merge_or_share(tm, parent, at, [left, right], has, max)
+}
+
+/// Gives up a reference to `block`.
+fn drop_subtree<V: ValueOps>(
+    tm: &mut TransactionManager,
+    ops: &mut V,
+    block: u64,
+    depth: usize,
+) -> Result<()> {
+    if depth == DEPTH_MAX {
+        return Err(too_deep(block));
+    }
+    if tm.count(block)? > 1 {
+        return tm.dec(block);
+    }
+    let bytes = tm.reader().read(block, BlockKind::Node, MayRead::Yes)?;
+    let node = Node(&bytes);
+    check_value_size::<V>(block, node)?;
+    // The block first: an image in which it is its own descendant then fails on count zero.
+    tm.dec(block)?;
+    if node.is_leaf() {
+        return ops.dec(tm, node.values(0, node.len()));
+    }
+    (0..node.len()).try_for_each(|at| drop_subtree(tm, ops, node.child(at), depth + 1))
 }

@@ -3,11 +3,11 @@
 //! INVARIANT: a block is handed out by [`Counts::alloc`] only if its count is zero now and was
 //! zero at the last commit. So whatever the last commit can reach stays untouched until the next.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::{
-    BITMAP_HEADER_BYTES, BITMAP_WORDS, ENTRIES_PER_BITMAP, IndexEntry, past_end, small_count,
+    BITMAP_HEADER_BYTES, BITMAP_WORDS, ENTRIES_PER_BITMAP, IndexEntry, LargeCounts, past_end,
+    small_count,
 };
 use crate::block::{BlockBytes, put_u64, u64_at};
 use crate::cache::BlockMap;
@@ -136,8 +136,8 @@ pub(crate) struct Counts {
     nr_blocks: u64,
     nr_allocated: u64,
     pub(crate) chunks: BlockMap<Chunk>,
-    /// Counts not yet in the btree of large counts; one below 3 stands for "take it out".
-    pub(crate) large: BTreeMap<u64, u32>,
+    /// Counts not yet in the btree of large counts.
+    pub(crate) large: LargeCounts,
     /// Where the search for a free block goes on.
     cursor: u64,
     /// Free blocks that [`alloc`](Self::alloc) can still hand out.
@@ -150,7 +150,7 @@ impl Counts {
             nr_blocks,
             nr_allocated,
             chunks: BlockMap::default(),
-            large: BTreeMap::new(),
+            large: LargeCounts::default(),
             cursor: 0,
             nr_free: nr_blocks - nr_allocated,
         }
@@ -213,8 +213,8 @@ impl Counts {
     }
 
     fn large_count(&self, source: &impl Source, block: u64) -> Result<u32> {
-        if let Some(count) = self.large.get(&block) {
-            return Ok(*count);
+        if let Some(count) = self.large.get(block) {
+            return Ok(count);
         }
         source
             .large_count(block)?
@@ -265,7 +265,7 @@ impl Counts {
             )
         })?;
         if old > 2 || new > 2 {
-            self.large.insert(block, new);
+            self.large.set(block, old, new);
         }
         let chunk = self.chunk_mut(source, index)?;
         chunk.set(at, new.min(3));

@@ -1,6 +1,5 @@
 //! A space map for blocks that are not metadata: the data device's.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::metadata::store_large;
@@ -147,7 +146,7 @@ impl DiskSpaceMap {
         }
         let (source, counts) = self.split(tm.reader());
         let new = counts.extend(&source, nr_blocks)?;
-        for at in new {
+        for at in insertion_order(new) {
             let entry = IndexEntry {
                 block: tm.new_block(BlockKind::Bitmap)?,
                 nr_free: super::ENTRIES_PER_BITMAP as u32,
@@ -172,10 +171,11 @@ impl DiskSpaceMap {
     }
 
     fn store_large(&mut self, tm: &mut TransactionManager) -> Result<()> {
-        let pending: BTreeMap<u64, u32> = std::mem::take(&mut self.counts.large);
-        for (block, count) in pending {
+        while let Some((block, count)) = self.counts.large.next_step() {
             self.large_root = store_large(tm, self.large_root, block, count)?;
+            self.counts.large.step_done();
         }
+        self.counts.large.forget();
         Ok(())
     }
 
@@ -203,5 +203,22 @@ impl DiskSpaceMap {
         }
     }
 }
+
+/// The order in which the kernel puts the index entries `new` into their btree.
+///
+/// COMPAT: it keeps 64 of them in a cache. One goes to the btree when another needs its slot, so
+/// that those before the last 64 go in order; a commit writes what is left, slot by slot. The slot
+/// of an entry is the low bits of its number times a prime (dm-space-map-common.c).
+fn insertion_order(new: std::ops::Range<u64>) -> impl Iterator<Item = u64> {
+    let slot = |at: &u64| at.wrapping_mul(SLOT_PRIME) % SLOTS;
+    let last = new.end.saturating_sub(SLOTS).max(new.start);
+    let mut cached: Vec<u64> = (last..new.end).collect();
+    cached.sort_unstable_by_key(slot);
+    (new.start..last).chain(cached)
+}
+
+/// Index entries that the kernel caches.
+const SLOTS: u64 = 64;
+const SLOT_PRIME: u64 = 4_294_967_291;
 
 const _: () = assert!(<Plain<16> as ValueOps>::SIZE == IndexEntry::SIZE);

@@ -183,16 +183,14 @@ impl MetadataSpaceMap {
 /// Moves all changes of the metadata space map into blocks of the transaction.
 pub(crate) fn prepare(tm: &mut TransactionManager) -> Result<()> {
     loop {
-        while let Some((block, count)) = tm.space_map().counts.large.first_key_value() {
-            let (block, count) = (*block, *count);
+        while let Some((block, count)) = tm.space_map().counts.large.next_step() {
             let root = tm.space_map().large_root;
             let root = store_large(tm, root, block, count)?;
             let map = tm.space_map_mut();
             map.large_root = root;
-            if map.counts.large.get(&block) == Some(&count) {
-                map.counts.large.remove(&block);
-            }
+            map.counts.large.step_done();
         }
+        tm.space_map_mut().counts.large.forget();
         let (map, reader) = tm.space_map_and_reader();
         if !map.place_one(reader)? && map.counts.large.is_empty() {
             break;
@@ -224,13 +222,12 @@ pub(super) fn store_large(
     tm: &mut TransactionManager,
     root: u64,
     block: u64,
-    count: u32,
+    count: Option<u32>,
 ) -> Result<u64> {
     let ops = &mut Plain::<4>;
-    let (root, _) = if count > 2 {
-        btree::insert(tm, ops, root, block, &count.to_le_bytes())?
-    } else {
-        btree::remove(tm, ops, root, block)?
+    let (root, _) = match count {
+        Some(count) => btree::insert(tm, ops, root, block, &count.to_le_bytes())?,
+        None => btree::remove(tm, ops, root, block)?,
     };
     Ok(root)
 }

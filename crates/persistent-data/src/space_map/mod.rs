@@ -11,10 +11,12 @@
 
 mod counts;
 mod disk;
+mod large;
 pub(crate) mod metadata;
 
 pub(crate) use counts::{Counts, Source};
 pub use disk::DiskSpaceMap;
+pub(crate) use large::LargeCounts;
 pub(crate) use metadata::MetadataSpaceMap;
 
 use crate::block::{BlockBytes, put_u32, put_u64, u32_at, u64_at};
