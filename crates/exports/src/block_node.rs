@@ -14,7 +14,7 @@ use thinmap_units::DevNo;
 use crate::fuse::{FuseFileNodes, FuseServer};
 use crate::loop_device::LoopNodes;
 
-pub use crate::loop_device::{StaleReport, clean_stale};
+pub use crate::loop_device::StaleReport;
 
 /// In which way devices become visible to other programs.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -127,13 +127,26 @@ pub struct NodesConfig {
     pub enabled: bool,
 }
 
+/// Removes what an earlier daemon with the same run directory left. Call before the new one mounts; never
+/// while a daemon of this run directory lives.
+pub fn clean_stale(run_dir: &Path) -> StaleReport {
+    let mut report = crate::loop_device::clean_stale(run_dir);
+    let (deleted, still_mounted) = crate::ublk::clean_stale(run_dir);
+    report.detached.extend(deleted);
+    report.still_mounted.extend(still_mounted);
+    report
+}
+
 /// The best way this system allows, and what an administrator should know about why it is not a better one.
 pub fn open(config: &NodesConfig) -> (Arc<dyn BlockNodes>, Vec<String>) {
     let mut notes = Vec::new();
     if !config.enabled {
         return (Arc::new(NoNodes::default()), notes);
     }
-    tracing::debug!(reason = %crate::ublk::why_not(), "ublk is not used");
+    match crate::ublk::open(&config.run_dir, config.queues) {
+        Ok(nodes) => return (Arc::new(nodes), notes),
+        Err(missing) => tracing::debug!(reason = %missing, "ublk is not used"),
+    }
     let server = match FuseServer::start(&config.run_dir.join("fuse"), config.queues) {
         Ok(server) => server,
         Err(error) => {

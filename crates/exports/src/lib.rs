@@ -1,6 +1,7 @@
 //! Exports: ways to give a [`thinmap_block::BlockDevice`] to those who want one. None knows device mapper.
 
 pub mod block_node;
+mod dev_node;
 pub mod freeze;
 mod fuse;
 mod loop_device;

@@ -18,4 +18,5 @@ mod unaligned;
 pub(crate) use file::{DeviceFile, Geometry};
 pub(crate) use mount::{mounts_at, unmount_lazily};
 pub(crate) use nodes::FuseFileNodes;
+pub(crate) use queue::Buffers;
 pub(crate) use server::FuseServer;

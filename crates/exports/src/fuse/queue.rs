@@ -151,12 +151,12 @@ impl QueueHandler for Queue {
 }
 
 /// Buffers made ahead, by size class.
-pub(super) struct Buffers {
+pub(crate) struct Buffers {
     classes: Vec<BufferPool>,
 }
 
 impl Buffers {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let pool = |&(count, bytes): &(usize, usize)| BufferPool::new(count, bytes);
         Self {
             classes: CLASSES.iter().map(pool).collect(),
@@ -164,7 +164,7 @@ impl Buffers {
     }
 
     /// A buffer of exactly `len` bytes with arbitrary content.
-    pub(super) fn take(&self, len: usize) -> IoBuf {
+    pub(crate) fn take(&self, len: usize) -> IoBuf {
         match self
             .classes
             .iter()

@@ -1,4 +1,4 @@
-//! The loop driver's ioctls. Source: the kernel's user ABI, <linux/loop.h> and <linux/fs.h>.
+//! The loop driver's ioctls. Source: the kernel's user ABI, <linux/loop.h>.
 
 use std::os::fd::{AsRawFd, OwnedFd};
 
@@ -120,12 +120,6 @@ pub(super) fn set_direct_io(device: &OwnedFd) -> Result<(), Errno> {
     with_number(device, SET_DIRECT_IO, 1).map(drop)
 }
 
-pub(super) fn set_read_only(device: &OwnedFd, read_only: bool) -> Result<(), Errno> {
-    let mut value = libc::c_int::from(read_only);
-    // SAFETY: BLKROSET reads one int.
-    checked(unsafe { libc::ioctl(device.as_raw_fd(), BLKROSET, &raw mut value) }).map(drop)
-}
-
 fn with_number(fd: &OwnedFd, request: libc::c_ulong, value: i64) -> Result<i32, Errno> {
     // SAFETY: these requests take a plain number, no memory.
     checked(unsafe { libc::ioctl(fd.as_raw_fd(), request, value as libc::c_long) })
@@ -153,4 +147,3 @@ const SET_BLOCK_SIZE: libc::c_ulong = 0x4c09;
 const CONFIGURE: libc::c_ulong = 0x4c0a;
 const CTL_ADD: libc::c_ulong = 0x4c80;
 const CTL_REMOVE: libc::c_ulong = 0x4c81;
-const BLKROSET: libc::c_ulong = 0x125d;

@@ -12,7 +12,8 @@ mod remover;
 mod stale;
 
 pub(crate) use nodes::LoopNodes;
-pub use stale::{StaleReport, clean_stale};
+pub use stale::StaleReport;
+pub(crate) use stale::clean_stale;
 
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -20,6 +21,8 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::Errno;
 use thinmap_units::DevNo;
+
+use crate::dev_node;
 
 /// Whether loop devices can be made here; if not, why.
 pub(crate) fn probe() -> Result<(), String> {
@@ -33,7 +36,8 @@ pub(crate) fn probe() -> Result<(), String> {
         }
         other => format!("{}: {other}", ioctl::CONTROL),
     })?;
-    let number = ioctl::add(&control, None).map_err(|errno| format!("adding a loop device: {errno}"))?;
+    let number =
+        ioctl::add(&control, None).map_err(|errno| format!("adding a loop device: {errno}"))?;
     let removed = ioctl::remove(&control, number);
     removed.map_err(|errno| format!("removing loop device {number}: {errno}"))
 }
@@ -55,17 +59,8 @@ fn is_bound(number: u32) -> bool {
 
 /// Makes the node where neither udev nor devtmpfs has; whether it did.
 fn ensure_node(number: u32) -> Result<bool, Errno> {
-    let path = node_path(number);
-    if path.exists() {
-        return Ok(false);
-    }
-    let dev = DevNo::new(LOOP_MAJOR, number).to_dev_t();
-    let mode = Mode::from_raw_mode(0o600);
-    match rustix::fs::mknodat(rustix::fs::CWD, &path, FileType::BlockDevice, mode, dev) {
-        Ok(()) => Ok(true),
-        Err(Errno::EXIST) => Ok(false),
-        Err(errno) => Err(errno),
-    }
+    let dev = DevNo::new(LOOP_MAJOR, number);
+    dev_node::ensure(&node_path(number), FileType::BlockDevice, dev)
 }
 
 fn open_node(number: u32, flags: OFlags) -> Result<OwnedFd, Errno> {

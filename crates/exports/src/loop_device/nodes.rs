@@ -15,7 +15,7 @@ use super::{
 };
 use crate::block_node::{BlockNode, BlockNodes, NodeError, NodeKind};
 use crate::fuse::{DeviceFile, FuseServer, Geometry};
-use crate::openers;
+use crate::{dev_node, openers};
 
 use super::remover::{Remover, wait_until};
 
@@ -165,7 +165,7 @@ impl LoopNode {
         if state.told.is_none_or(|told| told.limits != geometry.limits) {
             self.tell_limits(&fd, &geometry, state.told.is_none())?;
         }
-        ioctl::set_read_only(&fd, geometry.read_only).map_err(self.error("set read-only"))?;
+        dev_node::set_read_only(&fd, geometry.read_only).map_err(self.error("set read-only"))?;
         if state
             .told
             .is_none_or(|told| told.size_bytes != geometry.size_bytes)
@@ -273,7 +273,7 @@ impl BlockNode for LoopNode {
                 return Err(busy());
             }
             // Whoever has claimed the device (mount, swap) shows here, in whatever namespace.
-            if let Err(Errno::BUSY) = open_node(self.number, OFlags::RDONLY | OFlags::EXCL) {
+            if dev_node::is_claimed(&self.path()) {
                 return Err(busy());
             }
         }

@@ -15,7 +15,7 @@ use crate::{fuse, openers};
 /// What was found and done.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct StaleReport {
-    /// Loop devices detached, at once or at their last close.
+    /// Block devices taken away, at once or at their last close.
     pub detached: Vec<PathBuf>,
     /// Mount points of file systems that still lie on such a device: every access to them fails until unmounted.
     pub still_mounted: Vec<PathBuf>,
@@ -23,9 +23,8 @@ pub struct StaleReport {
     pub unmounted: bool,
 }
 
-/// Removes what an earlier daemon with the same run directory left. Call before the new one mounts; never
-/// while a daemon of this run directory lives.
-pub fn clean_stale(run_dir: &Path) -> StaleReport {
+/// Removes the loop devices and the mount that an earlier daemon with the same run directory left.
+pub(crate) fn clean_stale(run_dir: &Path) -> StaleReport {
     // Mount tables and sysfs hold the path without symbolic links.
     let dir = std::fs::canonicalize(run_dir)
         .unwrap_or_else(|_| run_dir.to_owned())
