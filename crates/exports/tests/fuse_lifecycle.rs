@@ -57,7 +57,9 @@ fn two_hundred_devices_come_and_go_leaving_nothing() {
     let nodes: Vec<Arc<dyn BlockNode>> = (0..200).map(|_| stack.active(memory(1))).collect();
     let names: Vec<PathBuf> = nodes.iter().map(|node| node.path()).collect();
     assert_eq!(loops_over(stack.dir.path()).len(), 200);
-    eventually("nobody has them open", || nodes.iter().all(|node| node.open_count() == 0));
+    eventually("nobody has them open", || {
+        nodes.iter().all(|node| node.open_count() == 0)
+    });
     for (n, node) in nodes.iter().enumerate().step_by(20) {
         let fd = open(&node.path(), OFlags::RDWR | OFlags::DIRECT).expect("open");
         write_at(&fd, 0, &pattern(4096, n as u64)).expect("write");

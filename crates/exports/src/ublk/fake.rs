@@ -84,7 +84,7 @@ enum Tag {
     /// The driver has its command.
     Active(Arc<Line>, u64),
     /// The server has its request.
-    Owned(Arc<Request>, Arc<Line>, u64),
+    Owned(Arc<Request>),
     /// Given back for good.
     Aborted,
 }
@@ -331,7 +331,7 @@ impl DeviceQueue {
                 let request = self.backlog.pop_front().expect("not empty");
                 *descriptor = request.descriptor;
                 let (line, user_data) = (line.clone(), *user_data);
-                *tag = Tag::Owned(request, line.clone(), user_data);
+                *tag = Tag::Owned(request);
                 line.send(user_data, 0);
             }
         }
@@ -505,7 +505,7 @@ impl FakeChar {
         let device = state.devices.get(&self.id).ok_or(Errno::NODEV)?;
         let queue = device.queues.get(usize::from(queue)).ok_or(Errno::INVAL)?;
         match queue.tags.get(usize::from(tag)) {
-            Some(Tag::Owned(request, ..)) if request.descriptor.op_flags & op::MASK == op => {
+            Some(Tag::Owned(request)) if request.descriptor.op_flags & op::MASK == op => {
                 Ok(request.clone())
             }
             _ => Err(Errno::INVAL),
@@ -614,7 +614,7 @@ impl FakeCommands {
             (queue::FETCH, Tag::New) => {
                 *tag = Tag::Active(self.line.clone(), user_data);
             }
-            (queue::COMMIT_AND_FETCH, Tag::Owned(request, ..)) => {
+            (queue::COMMIT_AND_FETCH, Tag::Owned(request)) => {
                 *tag = Tag::Active(self.line.clone(), user_data);
                 request.end(command.result);
                 queue.dispatch();
