@@ -63,7 +63,7 @@ pub fn seal(kind: BlockKind, block: u64, bytes: &mut BlockBytes) {
 pub(crate) fn verify(kind: BlockKind, block: u64, bytes: &BlockBytes) -> Result<()> {
     if u64_at(bytes, 8) != block {
         let found = u64_at(bytes, 8);
-        return Err(MetadataError::corrupt(
+        return Err(MetadataError::misplaced(
             block,
             format!("{} claims to be block {found}", kind.name()),
         ));

@@ -170,7 +170,7 @@ impl BlockCache {
                 "a reference points past the end of the metadata device",
             ));
         }
-        let mut buf = Block4k::zeroed();
+        let mut buf = Block4k::boxed();
         self.device
             .read(MetaBlock(block), &mut buf)
             .map_err(|e| MetadataError::io(e, format!("cannot read metadata block {block}")))?;

@@ -60,7 +60,7 @@ impl Commit {
     }
 
     fn write_blocks(&self) -> Result<()> {
-        let mut buffer = vec![Block4k::zeroed(); BATCH_BLOCKS.min(self.blocks.len())];
+        let mut buffer = Block4k::row(BATCH_BLOCKS.min(self.blocks.len()));
         for chunk in self.blocks.chunks(BATCH_BLOCKS) {
             for (aligned, (_, _, bytes)) in buffer.iter_mut().zip(chunk) {
                 aligned.0 = **bytes;

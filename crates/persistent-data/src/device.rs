@@ -18,6 +18,22 @@ impl Block4k {
     pub const fn zeroed() -> Self {
         Self([0; META_BLOCK_SIZE])
     }
+
+    /// A block of zeroes on the heap, where all of them should be.
+    ///
+    /// A value aligned to a page must not be a local of a function that may return before it uses
+    /// it: rustc 1.95 (LLVM) then leaves out the function's prologue when it optimises, and
+    /// returning crashes. Hence a function of its own that does nothing else.
+    #[inline(never)]
+    pub fn boxed() -> Box<Self> {
+        Box::new(Self::zeroed())
+    }
+
+    /// `count` blocks of zeroes, one after another in memory; on the heap as [`boxed`](Self::boxed).
+    #[inline(never)]
+    pub fn row(count: usize) -> Vec<Self> {
+        vec![Self::zeroed(); count]
+    }
 }
 
 impl Default for Block4k {

@@ -55,6 +55,8 @@ pub struct MetadataError {
     block: Option<MetaBlock>,
     context: Cow<'static, str>,
     source: Option<io::Error>,
+    /// The kernel's errno, where it is not the usual one of the kind.
+    errno: Option<i32>,
 }
 
 impl MetadataError {
@@ -65,6 +67,7 @@ impl MetadataError {
             block: None,
             context: context.into(),
             source: None,
+            errno: None,
         }
     }
 
@@ -72,6 +75,24 @@ impl MetadataError {
     pub fn corrupt(block: u64, context: impl Into<Cow<'static, str>>) -> Self {
         Self {
             block: Some(MetaBlock(block)),
+            ..Self::new(ErrorKind::Corrupt, context)
+        }
+    }
+
+    /// Block `block` says that it is another one (`ENOTBLK`).
+    pub fn misplaced(block: u64, context: impl Into<Cow<'static, str>>) -> Self {
+        const ENOTBLK: i32 = 15;
+        Self {
+            errno: Some(ENOTBLK),
+            ..Self::corrupt(block, context)
+        }
+    }
+
+    /// A reference to a block past the end of what refers to it can have (`EINVAL`).
+    pub(crate) fn out_of_bounds(context: impl Into<Cow<'static, str>>) -> Self {
+        const EINVAL: i32 = 22;
+        Self {
+            errno: Some(EINVAL),
             ..Self::new(ErrorKind::Corrupt, context)
         }
     }
@@ -91,6 +112,7 @@ impl MetadataError {
             block: None,
             context: Cow::Borrowed("the block is not in memory"),
             source: None,
+            errno: None,
         }
     }
 
@@ -121,6 +143,9 @@ impl MetadataError {
         const ENOSPC: i32 = 28;
         const ENODATA: i32 = 61;
         const EILSEQ: i32 = 84;
+        if let Some(errno) = self.errno {
+            return errno;
+        }
         match self.kind {
             ErrorKind::Io => self
                 .source

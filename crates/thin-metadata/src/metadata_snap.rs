@@ -10,11 +10,12 @@ use crate::pool_metadata::PoolMetadata;
 use crate::superblock::Superblock;
 
 impl PoolMetadata {
-    /// Commits, then takes a metadata snapshot. It is on the device after the caller's next commit.
+    /// Takes a metadata snapshot of the open transaction. It is on the device, together with all
+    /// else in that transaction, after the caller's next commit.
     ///
-    /// As before any commit, the data device must have been flushed. A caller that has
-    /// [committed](Self::commit) and changed nothing since has nothing to worry about: the commit in
-    /// here is then empty.
+    /// CRASH: unlike the kernel, does not commit first. Such a commit would make the reference
+    /// counts of data blocks durable that the caller holds without a mapping, and a power cut before
+    /// the next one would leak them.
     ///
     /// # Errors
     /// `Busy`: one is held already.
@@ -25,8 +26,9 @@ impl PoolMetadata {
                 "a metadata snapshot is held already: release it first",
             ));
         }
-        self.commit()?;
         self.change(|pool| {
+            // The details tree is brought up to date at commits only.
+            pool.write_changed_details()?;
             let sb = &mut pool.superblock;
             // Space maps are not part of it: they count for the live pool.
             let held = Superblock {
@@ -39,6 +41,7 @@ impl PoolMetadata {
             pool.tm.inc(sb.data_mapping_root)?;
             pool.tm.inc(sb.device_details_root)?;
             sb.held_root = copy;
+            pool.snap_taken = true;
             Ok(())
         })
     }

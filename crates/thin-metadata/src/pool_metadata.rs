@@ -49,6 +49,8 @@ pub struct PoolMetadata {
     pub(crate) superblock: Superblock,
     /// A field of the superblock changed that no block tells of.
     pub(crate) superblock_changed: bool,
+    /// The open transaction took a metadata snapshot: it may refer to blocks of this transaction.
+    pub(crate) snap_taken: bool,
     /// Volumes that were changed since the metadata was opened.
     pub(crate) volumes: HashMap<ThinId, Volume>,
     pub(crate) health: Health,
@@ -99,6 +101,7 @@ impl PoolMetadata {
             data_sm,
             superblock,
             superblock_changed: false,
+            snap_taken: false,
             volumes: HashMap::new(),
             health: Health::default(),
         })
@@ -123,6 +126,7 @@ impl PoolMetadata {
             data_sm,
             superblock,
             superblock_changed: true,
+            snap_taken: false,
             volumes: HashMap::new(),
             health: Health::default(),
         };
@@ -228,8 +232,8 @@ impl PoolMetadata {
     }
 }
 
-pub(crate) fn read_superblock(device: &dyn MetadataDevice) -> Result<Block4k> {
-    let mut bytes = Block4k::zeroed();
+pub(crate) fn read_superblock(device: &dyn MetadataDevice) -> Result<Box<Block4k>> {
+    let mut bytes = Block4k::boxed();
     if device.size() == MetaBlock(0) {
         return Err(MetadataError::new(
             ErrorKind::Inval,

@@ -102,19 +102,19 @@ impl Superblock {
     /// Verifies address, magic and checksum, in the kernel's order.
     ///
     /// # Errors
-    /// [`ErrorKind::Corrupt`].
+    /// [`ErrorKind::Corrupt`]; errno `ENOTBLK` for the address, `EILSEQ` for the others.
     pub fn unpack(block: u64, bytes: &BlockBytes) -> Result<Self> {
         if u64_at(bytes, 8) != block {
             let what = "this is no thin metadata: the superblock's address is wrong";
-            return Err(MetadataError::corrupt(block, what));
+            return Err(MetadataError::misplaced(block, what));
         }
         if u64_at(bytes, 32) != SUPERBLOCK_MAGIC {
             let what = "this is no thin metadata: the superblock's magic number is wrong";
             return Err(MetadataError::corrupt(block, what));
         }
-        let mut sealed = Block4k(*bytes);
-        seal(BlockKind::Superblock, block, &mut sealed.0);
-        if sealed.0[..4] != bytes[..4] {
+        let mut sealed: BlockBytes = *bytes;
+        seal(BlockKind::Superblock, block, &mut sealed);
+        if sealed[..4] != bytes[..4] {
             let what = "the superblock's checksum is wrong";
             return Err(MetadataError::corrupt(block, what));
         }
@@ -140,8 +140,8 @@ impl Superblock {
     }
 
     /// The superblock as it goes to block 0, address and checksum included.
-    pub fn pack(&self) -> Block4k {
-        let mut block = Block4k::zeroed();
+    pub fn pack(&self) -> Box<Block4k> {
+        let mut block = Block4k::boxed();
         let bytes = &mut block.0;
         let mut put = |at: usize, field: &[u8]| bytes[at..at + field.len()].copy_from_slice(field);
         put(4, &self.flags.to_le_bytes());

@@ -205,7 +205,7 @@ impl PoolMetadata {
             let metadata_root = pool.tm.prepare()?;
             pool.superblock.data_space_map = data_root;
             pool.superblock.metadata_space_map = metadata_root;
-            let superblock = Box::new(pool.superblock.pack());
+            let superblock = pool.superblock.pack();
             Ok(pool.tm.freeze(superblock))
         })?;
         self.health.committing = true;
@@ -221,6 +221,7 @@ impl PoolMetadata {
         }
         self.tm.finish(&commit.commit);
         self.superblock_changed = false;
+        self.snap_taken = false;
         if self.volumes.len() > VOLUMES_KEPT_MAX {
             self.volumes.clear();
         }
@@ -263,7 +264,7 @@ impl PoolMetadata {
         Ok(())
     }
 
-    fn write_changed_details(&mut self) -> Result<()> {
+    pub(crate) fn write_changed_details(&mut self) -> Result<()> {
         let mut changed: Vec<ThinId> = self
             .volumes
             .iter()

@@ -225,7 +225,7 @@ impl PoolMetadata {
     /// with a metadata snapshot, and only copying it makes the root's count say so.
     pub(crate) fn own_root(&mut self, id: ThinId) -> Result<u64> {
         let root = self.volume_mut(id)?.root;
-        if self.tm.is_exclusive(root)? {
+        if !self.snap_taken && self.tm.is_exclusive(root)? {
             return Ok(root);
         }
         self.own_top_path(id, root)?;

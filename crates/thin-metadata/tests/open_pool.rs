@@ -42,10 +42,11 @@ fn open_refuses_what_the_kernel_refuses() {
     let garbage = SimMetadataDisk::new(100);
     garbage.damage(0, |bytes| bytes[4095] = 1);
     assert_eq!(refusal(&garbage, &o).0, ErrorKind::Corrupt);
-    for at in [8, 48, 4000] {
+    // A superblock that claims to be another block is ENOTBLK, a wrong checksum EILSEQ.
+    for (at, errno) in [(8, 15), (48, 84), (4000, 84)] {
         let (disk, _) = new_pool(700, 100);
         disk.damage(0, |bytes| bytes[at] ^= 1);
-        assert_eq!(refusal(&disk, &o), (ErrorKind::Corrupt, 84));
+        assert_eq!(refusal(&disk, &o), (ErrorKind::Corrupt, errno));
     }
     assert_eq!(refusal(&altered(32, 1), &o), (ErrorKind::Corrupt, 84));
     assert_eq!(refusal(&altered(360, 4), &o), (ErrorKind::Unsupported, 22));
@@ -197,4 +198,35 @@ fn readers_go_on_while_a_commit_is_written() {
     pool.finish_commit(commit, Ok(())).unwrap();
     assert!(!pool.changed());
     assert!(pool.prepare_commit().unwrap().is_empty());
+}
+
+#[test]
+fn metadata_snap_keeps_its_state_whatever_the_same_transaction_does_next() {
+    let (disk, mut pool) = new_pool(1000, 10_000);
+    for volume in [1, 2] {
+        pool.create_thin(id(volume)).unwrap();
+        (0..300).for_each(|block| {
+            map(&mut pool, volume, block);
+        });
+    }
+    // All in one transaction: the held trees are blocks that it made.
+    pool.reserve_metadata_snap().unwrap();
+    let before = mappings(&pool, id(1));
+    pool.remove_range(id(1), VirtBlock(0), VirtBlock(200))
+        .unwrap();
+    map(&mut pool, 1, 5000);
+    map(&mut pool, 2, 0);
+    pool.delete_thin(id(2)).unwrap();
+    pool.commit().unwrap();
+    assert!(check(disk.clone()).unwrap().is_empty());
+    let file = tempfile::NamedTempFile::new().unwrap();
+    disk.to_file(file.path()).unwrap();
+    let dump = run("thin_dump", &["--metadata-snap", path(file.path())]);
+    assert!(dump.contains(r#"dev_id="1" mapped_blocks="300""#), "{dump}");
+    assert!(dump.contains(r#"dev_id="2" mapped_blocks="300""#), "{dump}");
+    assert!(!dump.contains(r#"origin_block="5000""#));
+    assert_eq!(before.len(), 300);
+    pool.release_metadata_snap().unwrap();
+    pool.commit().unwrap();
+    assert!(check(disk).unwrap().is_empty());
 }

@@ -139,10 +139,9 @@ pub fn small_count(bitmap: &BlockBytes, at: u64) -> u32 {
 }
 
 fn past_end(block: u64, nr_blocks: u64) -> MetadataError {
-    MetadataError::new(
-        crate::ErrorKind::Corrupt,
-        format!("block {block} is past the end of its space map ({nr_blocks} blocks)"),
-    )
+    MetadataError::out_of_bounds(format!(
+        "block {block} is past the end of its space map ({nr_blocks} blocks)"
+    ))
 }
 
 /// Refuses roots that no real device could have.
