@@ -189,7 +189,7 @@ mod tests {
                     }
                 });
             }
-            for now in 0..inside.len() {
+            for (now, inside_now) in inside.iter().enumerate() {
                 era.store(now as u64 + 1, SeqCst);
                 let generation = loop {
                     if let Some(generation) = set.close() {
@@ -200,7 +200,7 @@ mod tests {
                 while !set.drained(generation) {
                     std::thread::yield_now();
                 }
-                assert_eq!(inside[now].load(SeqCst), 0);
+                assert_eq!(inside_now.load(SeqCst), 0);
             }
         });
     }
