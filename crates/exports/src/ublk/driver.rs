@@ -282,3 +282,55 @@ impl Commands for CommandRing {
 }
 
 const RING_ENTRIES: u32 = 256;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A file in memory where the driver would have descriptors and data.
+    fn device() -> OpenDevice {
+        let fd = rustix::fs::memfd_create("ublk-test", rustix::fs::MemfdFlags::CLOEXEC);
+        let fd = fd.expect("memfd");
+        rustix::fs::ftruncate(&fd, 1 << 20).expect("size");
+        OpenDevice(fd)
+    }
+
+    #[test]
+    fn descriptors_are_read_from_their_queues_mapping() {
+        let device = device();
+        let page = rustix::param::page_size() as u64;
+        let written = |tag: u16| Descriptor {
+            op_flags: 1,
+            sectors: 8,
+            start_sector: tag.into(),
+            addr: 0,
+        };
+        for tag in [0, 1, 127] {
+            let offset = descriptors_offset(1, page) + 24 * u64::from(tag);
+            rustix::io::pwrite(&device.0, written(tag).as_bytes(), offset).expect("write");
+        }
+        let descriptors = device.descriptors(1, 128).expect("map");
+        for tag in [0, 1, 127] {
+            assert_eq!(descriptors.read(tag), written(tag));
+        }
+        assert_eq!(descriptors.read(2), Descriptor::default());
+    }
+
+    #[test]
+    #[should_panic(expected = "tag 128 of 128")]
+    fn a_tag_beyond_the_depth_is_not_read() {
+        let descriptors = device().descriptors(0, 128).expect("map");
+        descriptors.read(128);
+    }
+
+    #[test]
+    fn data_is_found_under_queue_and_tag_and_only_whole() {
+        let device = device();
+        device.give_data(0, 3, &[7; 1024]).expect("give");
+        let mut buf = [0; 1024];
+        device.take_data(0, 3, &mut buf).expect("take");
+        assert_eq!(buf, [7; 1024]);
+        let short = device.take_data(0, 3, &mut [0; 2048]);
+        assert_eq!(short, Err(Errno::IO), "less than asked is no success");
+    }
+}
