@@ -11,6 +11,7 @@ use thinmap_block::Io;
 use thinmap_thin_metadata::{ErrorKind, MetadataError, Space};
 use thinmap_units::{BlkStatus, DataBlock};
 
+use super::ranges::{DataRun, RangeJob};
 use super::{COMMIT_PERIOD, NO_SPACE_TIMEOUT, Work, Worker};
 use crate::thin::Port;
 use crate::thin_pool::mode::{Mode, allowed};
@@ -21,12 +22,15 @@ pub(super) enum AfterCommit {
     Complete(Io),
     /// A write with FUA to a block whose mapping is not committed: it is looked at again.
     Again(Arc<Port>, Io),
+    /// A discard to be passed down, whose blocks the last commit may still count as another volume's.
+    PassDown(Box<RangeJob>, Vec<DataRun>),
 }
 
 impl AfterCommit {
     pub(super) fn fail(self) {
         match self {
             Self::Complete(io) | Self::Again(_, io) => io.complete(BlkStatus::IoErr),
+            Self::PassDown(job, _) => job.end(BlkStatus::IoErr),
         }
     }
 }
@@ -73,6 +77,7 @@ impl Worker<'_> {
                 (false, wait) => wait.fail(),
                 (true, AfterCommit::Complete(io)) => io.complete(BlkStatus::Ok),
                 (true, AfterCommit::Again(port, io)) => self.process(Work::Io(port, io)),
+                (true, AfterCommit::PassDown(job, runs)) => self.pass_down(job, runs),
             }
         }
     }
@@ -93,6 +98,7 @@ impl Worker<'_> {
         self.pool.dirty.store(false, SeqCst);
         self.pool.transaction_ended(true);
         self.state.inserted = 0;
+        self.state.replaced = false;
         self.after_good_commit();
         true
     }
@@ -255,8 +261,12 @@ impl Worker<'_> {
             }
         }
         self.pool.dirty.store(false, SeqCst);
+        // CRASH: there is nothing to commit any more, and so no commit that could tell them of the failure.
+        let waiting = std::mem::take(&mut self.state.after_commit);
+        waiting.into_iter().for_each(AfterCommit::fail);
         self.pool.transaction_ended(false);
         self.state.inserted = 0;
+        self.state.replaced = false;
         self.set_mode(mode);
     }
 

@@ -6,6 +6,7 @@ use thinmap_dm::MessageError;
 use thinmap_thin_metadata::{MetadataError, Result};
 use thinmap_units::{BlkStatus, DataBlock, MetaBlock, ThinId};
 
+use super::commit::AfterCommit;
 use super::{Work, Worker};
 use crate::thin::Port;
 use crate::thin_pool::args::Features;
@@ -209,7 +210,11 @@ impl Worker<'_> {
             true,
             true,
             Box::new(move |worker| {
-                if worker.state.jobs > 0 || !worker.state.draining.is_empty() {
+                let passes_down = |wait: &AfterCommit| matches!(wait, AfterCommit::PassDown(..));
+                if worker.state.jobs > 0
+                    || !worker.state.draining.is_empty()
+                    || worker.state.after_commit.iter().any(passes_down)
+                {
                     // A job that ended may have started another; look again.
                     return worker.quiesce_again(answer);
                 }

@@ -100,6 +100,8 @@ pub struct WorkerState {
     aborts: u64,
     /// Mappings inserted since the last commit.
     inserted: u32,
+    /// Some of them replaced a mapping: on disk more refers to a data block than its count says.
+    replaced: bool,
     last_commit: Duration,
     now: Duration,
     no_space_since: Option<Duration>,
@@ -153,6 +155,7 @@ impl WorkerState {
             jobs: 0,
             aborts: 0,
             inserted: 0,
+            replaced: false,
             last_commit: Duration::ZERO,
             now: Duration::ZERO,
             no_space_since: None,

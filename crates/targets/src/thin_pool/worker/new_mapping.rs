@@ -239,6 +239,7 @@ impl Worker<'_> {
                 self.release_block(mapping.data, 1);
                 mapping.port.volume.mark_changed();
                 self.state.inserted += 1;
+                self.state.replaced |= mapping.old.is_some();
                 true
             }
             Err(error) => {

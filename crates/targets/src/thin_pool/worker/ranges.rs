@@ -13,6 +13,7 @@ use thinmap_runtime::IoBuf;
 use thinmap_thin_metadata::{Lookup, MayRead, MetadataError};
 use thinmap_units::{BlkStatus, DataBlock, Sector, VirtBlock};
 
+use super::commit::AfterCommit;
 use super::{Work, Worker};
 use crate::thin::Port;
 use crate::thin_pool::mode::Mode;
@@ -43,7 +44,7 @@ impl RangeJob {
 }
 
 /// A run of neighbouring data blocks: the first, and how many.
-type DataRun = (DataBlock, u64);
+pub(super) type DataRun = (DataBlock, u64);
 
 impl Worker<'_> {
     pub(super) fn discard(&mut self, port: Arc<Port>, io: Io) {
@@ -199,6 +200,13 @@ impl Worker<'_> {
                 self.commit_if_metadata_is_tight();
                 self.state.todo.push_back(Work::Range(job));
             }
+            // CRASH: another volume that has just got its own copy of one of the blocks maps the old one again after
+            // a power cut; until that is committed the old one keeps its data.
+            Ok(runs) if self.state.replaced => {
+                self.state
+                    .after_commit
+                    .push(AfterCommit::PassDown(job, runs));
+            }
             Ok(runs) => self.pass_down(job, runs),
         }
     }
@@ -236,7 +244,7 @@ impl Worker<'_> {
     }
 
     /// Discards those blocks of held runs that nobody else refers to, then lets go of the runs.
-    fn pass_down(&mut self, job: Box<RangeJob>, runs: Vec<DataRun>) {
+    pub(super) fn pass_down(&mut self, job: Box<RangeJob>, runs: Vec<DataRun>) {
         let alone = match self.only_ours(&runs) {
             Ok(alone) => alone,
             Err(error) => {
