@@ -86,3 +86,33 @@ fn a_stop_with_open_devices_is_refused_and_says_which() {
     world.sh("umount mnt; for i in $(seq 50); do dmsetup info busy-one >/dev/null 2>&1 || exit 0; sleep 0.1; done; exit 1");
     world.end();
 }
+
+/// Users that go on writing, and devices that somebody has suspended, must not keep a daemon that was told to end.
+#[test]
+fn a_signal_ends_the_daemon_under_writers_and_suspended_devices() {
+    if !can_make_block_devices("a_signal_ends_the_daemon_under_writers_and_suspended_devices") {
+        return;
+    }
+    for (signal, suspended) in [("TERM", None), ("INT", Some("pool")), ("HUP", Some("vol"))] {
+        let world = World::new();
+        world.make_pool("1G", "");
+        world.make_thin(0, "vol", 1_048_576);
+        world.sh("mkfs.ext4 -q $M/vol; mkdir mnt; mount $M/vol mnt
+             head -c 20M /dev/urandom > content; cp content mnt/kept; sync -f mnt
+             (dd if=/dev/zero of=mnt/more bs=1M count=300 2>/dev/null || true) & sleep 0.2");
+        if let Some(name) = suspended {
+            world.sh(&format!("timeout 60 dmsetup suspend --nolockfs {name}"));
+        }
+        let pid = world.daemon_pid().expect("a running daemon");
+        // The lock is held for the daemon's life; the unmount writes back what it can no longer write.
+        world.sh(&format!(
+            "kill -{signal} {pid}
+             timeout 60 umount -l mnt || true
+             timeout 60 flock $RUN/control.lock true"
+        ));
+        world.sh("thin_check meta.img");
+        world.sh(&TABLES.replace("204800", "1048576"));
+        world.sh("mount $M/vol mnt; cmp content mnt/kept; umount mnt; fsck.ext4 -fn $M/vol; dmsetup remove_all");
+        world.end();
+    }
+}

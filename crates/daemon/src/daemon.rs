@@ -168,6 +168,10 @@ impl Daemon {
             device.set_removing(false);
             return Err(busy("another mapped device"));
         }
+        if force {
+            // Its users are still there; what they ask from now on must not wait for a device that goes.
+            device.md.shut();
+        }
         if let Err(error) = device.node.remove(force) {
             device.md.cancel_removal();
             device.set_removing(false);
@@ -214,10 +218,15 @@ impl Daemon {
         if !force {
             return;
         }
+        // A suspended device holds the requests of those that stand on it, and those could not be flushed.
+        self.devices.all().iter().for_each(|d| resume_as_it_is(d));
         loop {
-            let left = self.devices.all();
-            let removed = left
+            // Only what nothing stands on: a suspended pool would keep its volumes from being flushed.
+            let removed = self
+                .devices
+                .all()
                 .iter()
+                .filter(|device| device.md.open_count() == 0)
                 .filter(|device| {
                     flush_by_suspending(device);
                     self.remove_device(device, true).is_ok()
@@ -235,6 +244,20 @@ impl Daemon {
     /// Size of a device as its users see it.
     pub(crate) fn size(device: &Device) -> Sector {
         device.md.size()
+    }
+}
+
+/// Lets requests through a suspended device again, with the table that it has.
+fn resume_as_it_is(device: &Device) {
+    let flags = SuspendFlags {
+        noflush: true,
+        lockfs: false,
+    };
+    if device.md.is_suspended() && device.md.info().live.is_some() {
+        device.md.clear();
+        if let Err(error) = device.md.resume(flags) {
+            tracing::warn!(device = %device.md.name(), %error, "could not be resumed before removal");
+        }
     }
 }
 

@@ -139,6 +139,13 @@ impl MappedDevice {
         Ok(())
     }
 
+    /// Fails what waits and what comes from now on, as the first step of an end by force: whoever still has the device
+    /// open must not wait for it. Only [`MappedDevice::destroy`] may follow.
+    pub fn shut(&self) {
+        let _control = self.control.lock();
+        self.core.shut();
+    }
+
     /// Ends the device: fails what waits and what comes, waits for what is in flight, drops both tables, which closes their
     /// devices. Call [`MappedDevice::begin_removal`] first; nobody has the device open any more.
     pub fn destroy(&self) {
