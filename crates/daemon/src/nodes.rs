@@ -55,6 +55,23 @@ impl Nodes {
         &self.dev_dir
     }
 
+    /// Whether the name belongs to somebody else's device: whoever used the name would get that one.
+    pub fn is_taken(&self, name: &DmName) -> bool {
+        let path = self.path(name);
+        if self.made.lock().contains(&path) {
+            return false;
+        }
+        match std::fs::symlink_metadata(&path) {
+            Ok(metadata) if metadata.file_type().is_block_device() => {
+                is_live(DevNo::from_dev_t(metadata.rdev()))
+            }
+            // A link that leads nowhere is a killed daemon's, or nobody's.
+            Ok(metadata) if metadata.file_type().is_symlink() => path.exists(),
+            Ok(_) => true,
+            Err(_) => false,
+        }
+    }
+
     /// Makes the node for a block device number, or a link to `target` where nodes cannot be made.
     pub fn add(
         &self,
@@ -126,6 +143,15 @@ pub fn mangle(name: &str) -> String {
     mangled
 }
 
+/// Whether the kernel has something behind a device number; an unbound loop device is nothing.
+fn is_live(dev: DevNo) -> bool {
+    let device = Path::new("/sys/dev/block").join(dev.to_string());
+    device.exists() && (dev.major != LOOP_MAJOR || device.join("loop").exists())
+}
+
+/// COMPAT: the loop driver's number on Linux.
+const LOOP_MAJOR: u32 = 7;
+
 fn is_node_or_link(path: &Path) -> bool {
     std::fs::symlink_metadata(path)
         .is_ok_and(|m| m.file_type().is_block_device() || m.file_type().is_symlink())
@@ -166,6 +192,30 @@ fn make_block_node(path: &Path, dev: DevNo) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_name_of_somebody_elses_is_taken() {
+        let dir = std::env::temp_dir().join(format!("thinmap-nodes-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).expect("directory");
+        let nodes = Nodes::open(&dir.join("mapper"), &dir).expect("nodes");
+        let name = |text: &str| DmName::new(text).expect("a name");
+        assert!(!nodes.is_taken(&name("new")));
+        symlink("/dev/null", nodes.path(&name("leads-somewhere"))).expect("link");
+        symlink("/no/such/thing", nodes.path(&name("leads-nowhere"))).expect("link");
+        std::fs::write(nodes.path(&name("a-file")), "").expect("file");
+        assert!(nodes.is_taken(&name("leads-somewhere")) && nodes.is_taken(&name("a-file")));
+        assert!(!nodes.is_taken(&name("leads-nowhere")));
+        nodes
+            .add(
+                &name("ours"),
+                DevNo::new(7, 0),
+                Path::new("/dev/null"),
+                false,
+            )
+            .expect("link");
+        assert!(!nodes.is_taken(&name("ours")));
+        std::fs::remove_dir_all(&dir).expect("removed");
+    }
 
     #[test]
     fn odd_characters_are_mangled_once() {

@@ -59,6 +59,14 @@ impl DmService for Daemon {
         self.devices
             .check_free(name, uuid)
             .map_err(|taken| taken_error(&taken, name, uuid))?;
+        if self.nodes.is_taken(name) {
+            let path = self.nodes.path(name);
+            let text = format!(
+                "device-mapper: {name}: {} is there already and belongs to another device",
+                path.display()
+            );
+            return Err(DmError::new(Errno::BUSY, text));
+        }
         let node = self.block_nodes.create(minor).map_err(|e| DmError {
             // COMPAT: a minor that is taken is ENXIO.
             errno: match e {
@@ -107,6 +115,13 @@ impl DmService for Daemon {
 
     fn rename(&self, device: &DmName, new_name: &DmName) -> Result<DeviceInfo, DmError> {
         let device = self.find(&DeviceSelector::Name(device.clone()))?;
+        if self.nodes.is_taken(new_name) {
+            let text = format!(
+                "device-mapper: {} belongs to another device",
+                self.nodes.path(new_name).display()
+            );
+            return Err(DmError::new(Errno::BUSY, text));
+        }
         let mut visible = device.control.lock();
         let old_name = device.md.name();
         self.devices
