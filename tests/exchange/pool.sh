@@ -134,8 +134,7 @@ change_images() {
 
 # The held root's place is the allocator's own business; that there is one is not.
 status_lines() {
-    dmsetup status | sed -E 's/(thin-pool [0-9]+ )[0-9]+(\/[0-9]+ [0-9]+\/[0-9]+ )[0-9]+ /\1N\2HELD /
-        s/(thin-pool [0-9]+ )[0-9]+(\/)/\1N\2/'
+    dmsetup status | sed -E 's/(thin-pool [0-9]+ [0-9]+\/[0-9]+ [0-9]+\/[0-9]+ )[0-9]+ /\1HELD /'
 }
 
 close_images() {
