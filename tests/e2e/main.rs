@@ -11,6 +11,7 @@ mod memory;
 mod nbd;
 mod restart;
 mod session;
+mod start;
 mod user;
 mod verify;
 mod world;

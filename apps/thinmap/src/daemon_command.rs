@@ -1,10 +1,8 @@
 //! `thinmap daemon`: the process around the daemon library.
 
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
 
-use anyhow::Context;
-
+use crate::daemon_start;
 use crate::run_paths::RunPaths;
 
 /// What `thinmap daemon` was told.
@@ -13,7 +11,7 @@ pub struct DaemonOptions {
     pub paths: RunPaths,
     /// Configuration file; /etc/thinmap.toml is read if it is there and none is named.
     pub config_file: Option<PathBuf>,
-    /// Leave the caller's session and return at once, as commands that start a daemon need it.
+    /// Leave the caller's session and return when the daemon serves.
     pub detach: bool,
 }
 
@@ -50,20 +48,10 @@ pub fn run(options: &DaemonOptions) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Starts the same daemon as a child that leads its own session, and leaves it to init.
+/// Starts the same daemon as a child that leads its own session and logs to the log file, and leaves it to init when
+/// it serves.
 fn detach(options: &DaemonOptions) -> anyhow::Result<()> {
-    let mut command = Command::new(std::env::current_exe()?);
-    command
-        .arg("--run-dir")
-        .arg(&options.paths.run_dir)
-        .arg("--dev-dir")
-        .arg(&options.paths.dev_dir)
-        .arg("daemon")
-        .current_dir("/")
-        .stdin(Stdio::null());
-    if let Some(file) = &options.config_file {
-        command.arg("--config").arg(file);
-    }
-    command.spawn().context("cannot start the daemon")?;
+    options.paths.make_run_dir()?;
+    daemon_start::start_logging(&options.paths, options.config_file.as_deref())?;
     Ok(())
 }

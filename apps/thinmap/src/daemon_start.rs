@@ -1,13 +1,15 @@
 //! Reaching the daemon, and starting one when there is none.
 
 use std::fs::{File, OpenOptions};
-use std::io;
+use std::io::{self, Read, Seek, SeekFrom};
 use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::fs::FlockOperation;
 use thinmap_control::Client;
+use thinmap_control::native::{NativeRequest, NativeResponse};
 
 use crate::run_paths::RunPaths;
 
@@ -59,7 +61,9 @@ pub fn autostart_allowed() -> bool {
 
 /// Starts a daemon and connects to it. Of several starters at once the first does it and the others find it there.
 fn start(paths: &RunPaths) -> io::Result<Client> {
-    paths.make_run_dir().map_err(io::Error::other)?;
+    paths
+        .make_run_dir()
+        .map_err(|error| io::Error::other(crate::error_text(&error)))?;
     let lock = File::options()
         .create(true)
         .truncate(false)
@@ -70,38 +74,79 @@ fn start(paths: &RunPaths) -> io::Result<Client> {
         return Ok(client);
     }
     wait_for_predecessor(paths)?;
+    match start_logging(paths, None) {
+        // Somebody may have started one by hand meanwhile.
+        Err(error) => Client::connect(&paths.control_socket()).map_err(|_| error),
+        started => started,
+    }
+}
+
+/// Starts a daemon that logs to the log file: it must not keep its starter's terminal or pipes. Returns when it serves.
+pub fn start_logging(paths: &RunPaths, config_file: Option<&Path>) -> io::Result<Client> {
     let log = OpenOptions::new()
         .create(true)
         .append(true)
         .mode(0o600)
         .open(paths.log_file())?;
-    let mut child = Command::new(std::env::current_exe()?)
+    let log_start = log.metadata()?.len();
+    let mut command = daemon_command(paths)?;
+    if let Some(file) = config_file {
+        command.arg("--config").arg(std::path::absolute(file)?);
+    }
+    command.stdout(log.try_clone()?).stderr(log);
+    wait_until_it_serves(paths, &mut command)?.ok_or_else(|| {
+        let log = paths.log_file();
+        let reason =
+            last_words(&log, log_start).map_or(String::new(), |words| format!(": {words}"));
+        let log = log.display();
+        io::Error::other(format!("the daemon did not start{reason} (see {log})"))
+    })
+}
+
+/// The command line of a daemon that outlives its starter: it makes a session of its own.
+fn daemon_command(paths: &RunPaths) -> io::Result<Command> {
+    let mut command = Command::new(std::env::current_exe()?);
+    command
         .arg("--run-dir")
         .arg(&paths.run_dir)
         .arg("--dev-dir")
         .arg(&paths.dev_dir)
-        .args(["daemon", "--detach"])
+        .arg("daemon")
         .current_dir("/")
-        .stdin(Stdio::null())
-        .stdout(log.try_clone()?)
-        .stderr(log)
-        .spawn()?;
+        .stdin(Stdio::null());
+    Ok(command)
+}
 
+/// Runs the command and waits until that very daemon answers; `None` when it ends or keeps silent instead.
+fn wait_until_it_serves(paths: &RunPaths, command: &mut Command) -> io::Result<Option<Client>> {
+    let mut daemon = command.spawn()?;
     let deadline = Instant::now() + START_TIMEOUT;
-    loop {
-        // A detaching daemon's first process ends at once, without error.
-        let ended = child.try_wait()?;
-        if let Ok(client) = Client::connect(&paths.control_socket()) {
-            return Ok(client);
+    while Instant::now() < deadline {
+        let ended = daemon.try_wait()?.is_some();
+        if let Ok(mut client) = Client::connect(&paths.control_socket())
+            && let Ok(NativeResponse::Pong(info)) = client.native(&NativeRequest::Ping)
+            && info.pid == daemon.id()
+        {
+            return Ok(Some(client));
         }
-        let failed = ended.is_some_and(|status| !status.success());
-        if failed || Instant::now() >= deadline {
-            let log = paths.log_file();
-            return Err(io::Error::other(format!(
-                "the daemon did not start; see {}",
-                log.display()
-            )));
+        if ended {
+            return Ok(None);
         }
         std::thread::sleep(POLL_INTERVAL);
     }
+    Ok(None)
 }
+
+/// What a daemon that ended said last, from its log behind `start` (bytes).
+fn last_words(log: &Path, start: u64) -> Option<String> {
+    let mut file = File::open(log).ok()?;
+    file.seek(SeekFrom::Start(start)).ok()?;
+    let mut text = String::new();
+    file.take(LAST_WORDS_MAX).read_to_string(&mut text).ok()?;
+    let at = text.rfind("thinmap: ")?;
+    let words = text[at..].trim_start_matches("thinmap: ").trim_end();
+    Some(words.to_owned())
+}
+
+/// Of the log, in bytes: far more than a daemon says that does not start.
+const LAST_WORDS_MAX: u64 = 64 * 1024;

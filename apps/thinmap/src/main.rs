@@ -27,11 +27,11 @@ struct Cli {
 
 #[derive(Args)]
 struct Directories {
-    /// Sockets, locks and logs [default: /run/thinmap for root]
-    #[arg(long, env = "THINMAP_RUN_DIR", value_name = "DIR", global = true)]
+    /// Sockets, locks and logs [default: THINMAP_RUN_DIR, else /run/thinmap for root]
+    #[arg(long, value_name = "DIR", global = true)]
     run_dir: Option<PathBuf>,
-    /// Device nodes [default: /dev/mapper for root]
-    #[arg(long, env = "THINMAP_DEV_DIR", value_name = "DIR", global = true)]
+    /// Device nodes [default: THINMAP_DEV_DIR, else /dev/mapper for root]
+    #[arg(long, value_name = "DIR", global = true)]
     dev_dir: Option<PathBuf>,
     /// Start no daemon when none is running (also THINMAP_NO_AUTOSTART=1)
     #[arg(long, global = true)]
@@ -45,7 +45,7 @@ enum Verb {
         /// Configuration file [default: /etc/thinmap.toml if it exists]
         #[arg(long, value_name = "FILE")]
         config: Option<PathBuf>,
-        /// Start it in the background and return at once
+        /// Start it in the background and return when it serves
         #[arg(long)]
         detach: bool,
     },
@@ -82,21 +82,52 @@ fn main() {
 }
 
 fn run() -> i32 {
-    let mut words = std::env::args_os().map(|word| word.to_string_lossy().into_owned());
+    let mut words = std::env::args_os();
     let program = words.next().unwrap_or_default();
-    let args: Vec<String> = words.collect();
-    let called_as = Path::new(&program).file_name();
+    let program = program.to_string_lossy().into_owned();
+    let args = match words.map(std::ffi::OsString::into_string).collect() {
+        Ok(args) => args,
+        Err(word) => {
+            // Guessing would name another device or file.
+            eprintln!("thinmap: the argument {word:?} is not UTF-8");
+            return 1;
+        }
+    };
+    run_with(&program, args)
+}
+
+fn run_with(program: &str, args: Vec<String>) -> i32 {
+    let called_as = Path::new(program).file_name();
     let result = if called_as.is_some_and(|name| name == "dmsetup") {
-        dmsetup_with_environment(&program, &args)
+        dmsetup_with_environment(program, &args)
     } else if let Some(args) = dmsetup_args(&args) {
         dmsetup_with_environment("dmsetup", args)
     } else {
         perform(Cli::parse())
     };
     result.unwrap_or_else(|error| {
-        eprintln!("thinmap: {error:#}");
+        eprintln!("thinmap: {}", error_text(&error));
         1
     })
+}
+
+/// An error with its causes, as far as it does not tell them itself.
+fn error_text(error: &anyhow::Error) -> String {
+    let mut text = error.to_string();
+    for cause in error.chain().skip(1).map(ToString::to_string) {
+        if !text.contains(&cause) {
+            text.push_str(": ");
+            text.push_str(&cause);
+        }
+    }
+    text.trim_end().to_owned()
+}
+
+/// A directory named in the environment; set to nothing is not set.
+fn directory_in_environment(name: &str) -> Option<PathBuf> {
+    std::env::var_os(name)
+        .filter(|dir| !dir.is_empty())
+        .map(PathBuf::from)
 }
 
 /// `thinmap dmsetup ARGS`: dmsetup's own parser sees all of ARGS, help and version included.
@@ -107,13 +138,16 @@ fn dmsetup_args(args: &[String]) -> Option<&[String]> {
     }
 }
 
+/// Options come before the environment.
+fn paths(run_dir: Option<PathBuf>, dev_dir: Option<PathBuf>) -> anyhow::Result<RunPaths> {
+    RunPaths::new(
+        run_dir.or_else(|| directory_in_environment("THINMAP_RUN_DIR")),
+        dev_dir.or_else(|| directory_in_environment("THINMAP_DEV_DIR")),
+    )
+}
+
 fn dmsetup_with_environment(program: &str, args: &[String]) -> anyhow::Result<i32> {
-    let dir = |name| {
-        std::env::var_os(name)
-            .filter(|dir| !dir.is_empty())
-            .map(PathBuf::from)
-    };
-    let paths = RunPaths::new(dir("THINMAP_RUN_DIR"), dir("THINMAP_DEV_DIR"))?;
+    let paths = paths(None, None)?;
     Ok(dmsetup::main(
         program,
         args,
@@ -128,7 +162,7 @@ fn perform(cli: Cli) -> anyhow::Result<i32> {
         dev_dir,
         no_autostart,
     } = cli.directories;
-    let paths = RunPaths::new(run_dir, dev_dir)?;
+    let paths = paths(run_dir, dev_dir)?;
     let autostart = !no_autostart && daemon_start::autostart_allowed();
     match cli.verb {
         Verb::Daemon { config, detach } => daemon_command::run(&DaemonOptions {

@@ -54,12 +54,7 @@ pub fn list_exports(
     let mut client = crate::daemon_start::connect(paths, autostart)
         .with_context(|| format!("control socket {}", paths.control_socket().display()))?;
     let devices = match name {
-        Some(name) => match client.native(&NativeRequest::OpenPath { name: name.clone() }) {
-            Ok(NativeResponse::OpenPath { device }) => vec![device],
-            Ok(_) => bail!("the daemon's answer makes no sense"),
-            Err(CallError::Refused(_)) => bail!("there is no device named '{name}'"),
-            Err(error) => return Err(error.into()),
-        },
+        Some(name) => vec![exports_of(&mut client, &name)?],
         None => match client.native(&NativeRequest::Devices)? {
             NativeResponse::Devices { devices } => devices,
             _ => bail!("the daemon's answer makes no sense"),
@@ -71,6 +66,22 @@ pub fn list_exports(
         devices.iter().for_each(print_device);
     }
     Ok(())
+}
+
+/// One device, named as it is or as dmsetup shows it.
+fn exports_of(client: &mut Client, name: &str) -> anyhow::Result<DeviceExports> {
+    for name in [Some(name.to_owned()), crate::dmsetup::mangled_name(name)]
+        .into_iter()
+        .flatten()
+    {
+        match client.native(&NativeRequest::OpenPath { name }) {
+            Ok(NativeResponse::OpenPath { device }) => return Ok(device),
+            Ok(_) => bail!("the daemon's answer makes no sense"),
+            Err(CallError::Refused(_)) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    bail!("there is no device named '{name}'")
 }
 
 fn print_device(device: &DeviceExports) {

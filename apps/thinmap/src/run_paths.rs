@@ -5,6 +5,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 
+/// The kernel's `sun_path` holds 108 bytes with the NUL.
+const SOCKET_PATH_MAX: usize = 107;
+
 /// Where the daemon lives and where devices appear.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct RunPaths {
@@ -30,9 +33,16 @@ impl RunPaths {
             None => run_dir.join("mapper"),
         };
         // The daemon has another working directory, so the paths must not depend on it.
+        let run_dir = std::path::absolute(&run_dir)
+            .with_context(|| format!("run directory {}", run_dir.display()))?;
+        if run_dir.join("control.sock").as_os_str().len() > SOCKET_PATH_MAX {
+            bail!(
+                "run directory {} is too long: the path of a socket in it may have {SOCKET_PATH_MAX} bytes",
+                run_dir.display()
+            );
+        }
         Ok(Self {
-            run_dir: std::path::absolute(&run_dir)
-                .with_context(|| format!("run directory {}", run_dir.display()))?,
+            run_dir,
             dev_dir: std::path::absolute(&dev_dir)
                 .with_context(|| format!("device directory {}", dev_dir.display()))?,
         })
@@ -48,7 +58,8 @@ impl RunPaths {
         self.run_dir.join("daemon.log")
     }
 
-    /// Makes the run directory, mode 0700, and refuses one that somebody else owns: under /tmp anyone could have made it.
+    /// Makes the run directory, mode 0700, and refuses one that somebody else owns (under /tmp anyone could have made it)
+    /// or may change.
     pub fn make_run_dir(&self) -> anyhow::Result<()> {
         let dir = &self.run_dir;
         std::fs::DirBuilder::new()
@@ -56,7 +67,7 @@ impl RunPaths {
             .mode(0o700)
             .create(dir)
             .with_context(|| format!("cannot make run directory {}", dir.display()))?;
-        let owner = owner_of(dir)?;
+        let (owner, mode) = owner_and_mode(dir)?;
         let me = rustix::process::geteuid().as_raw();
         if owner != me {
             bail!(
@@ -64,17 +75,26 @@ impl RunPaths {
                 dir.display()
             );
         }
+        // Where entries are protected (the sticky bit, as on /tmp) nobody can put his own socket in place of ours.
+        if mode & 0o002 != 0 && mode & 0o1000 == 0 {
+            bail!(
+                "run directory {dir} may be changed by every user (mode {mode:04o}): chmod 700 {dir}",
+                dir = dir.display()
+            );
+        }
         Ok(())
     }
 }
 
-fn owner_of(dir: &Path) -> anyhow::Result<u32> {
+fn owner_and_mode(dir: &Path) -> anyhow::Result<(u32, u32)> {
     let metadata = std::fs::symlink_metadata(dir)
         .with_context(|| format!("run directory {}", dir.display()))?;
-    if !metadata.is_dir() && !std::fs::metadata(dir)?.is_dir() {
+    let target =
+        std::fs::metadata(dir).with_context(|| format!("run directory {}", dir.display()))?;
+    if !target.is_dir() {
         bail!("run directory {} is no directory", dir.display());
     }
-    Ok(metadata.uid())
+    Ok((metadata.uid(), target.mode() & 0o7777))
 }
 
 fn user_run_dir() -> PathBuf {

@@ -107,8 +107,10 @@ impl Opener {
         if folder != self.dev_dir && (folder != Path::new("/dev/mapper") || path.exists()) {
             return None;
         }
-        let name = unmangle(path.file_name()?.to_str()?);
-        self.devices.by_name(&DmName::new(&name).ok()?)
+        // dmsetup gives names mangled already; other programs may give them plain.
+        let file_name = path.file_name()?.to_str()?;
+        let named = |name: &str| self.devices.by_name(&DmName::new(name).ok()?);
+        named(file_name).or_else(|| named(&unmangle(file_name)))
     }
 }
 

@@ -66,6 +66,11 @@ pub struct Dmsetup<'a> {
     concise_begun: bool,
 }
 
+/// The form in which dmsetup hands a name to the daemon, when it has one.
+pub fn mangled_name(name: &str) -> Option<String> {
+    names::mangle(name, names::Kind::Name, names::Mangling::Auto).ok()
+}
+
 /// Runs dmsetup on the process's own streams. `program` is the name in messages about options.
 pub fn main(program: &str, args: &[String], paths: RunPaths, autostart: bool) -> i32 {
     let mut out = io::BufWriter::new(io::stdout().lock());
