@@ -86,3 +86,21 @@ fn devices_stack_ten_deep() {
     world.sh("dmsetup remove_all");
     world.end();
 }
+
+#[test]
+fn a_device_can_be_removed_as_soon_as_its_last_user_has_closed_it() {
+    if !can_make_block_devices("a_device_can_be_removed_as_soon_as_its_last_user_has_closed_it") {
+        return;
+    }
+    let world = World::new();
+    // The daemon counts users while there is one; what it found then must not be taken for the present.
+    world.sh("for i in $(seq 1 20); do
+             dmsetup create z --table '0 2048 zero'
+             exec 3<$M/z
+             sleep 0.05
+             dmsetup resume z
+             exec 3<&-
+             dmsetup remove z
+         done");
+    world.end();
+}

@@ -160,9 +160,6 @@ impl Daemon {
         if !force && self.nbd_connections(device) > 0 {
             return Err(busy("an NBD client"));
         }
-        if !force && device.node.open_count() > 0 {
-            return Err(busy("a mount or a program that has its block device open"));
-        }
         device.set_removing(true);
         if device.md.begin_removal(&|| false).is_err() {
             device.set_removing(false);
@@ -172,12 +169,18 @@ impl Daemon {
             // Its users are still there; what they ask from now on must not wait for a device that goes.
             device.md.shut();
         }
+        // It asks who uses it now: the daemon's own count may be some milliseconds old.
         if let Err(error) = device.node.remove(force) {
             device.md.cancel_removal();
             device.set_removing(false);
-            return Err(DmError {
-                errno: error.errno(),
-                text: format!("device-mapper: {name}: {error}"),
+            return Err(match error {
+                NodeError::Busy { .. } => {
+                    busy("a mount or a program that has its block device open")
+                }
+                error => DmError {
+                    errno: error.errno(),
+                    text: format!("device-mapper: {name}: {error}"),
+                },
             });
         }
         if visible.node {
@@ -197,7 +200,9 @@ impl Daemon {
     pub(crate) fn reap(&self) -> bool {
         let mut left = false;
         for device in self.devices.all() {
-            if device.deferred_remove() && self.remove_now(&device).is_err() {
+            // Asked often and of all: the count of a few milliseconds ago will do to leave one for the next time.
+            let free = |d: &Arc<Device>| d.node.open_count() == 0 && self.remove_now(d).is_ok();
+            if device.deferred_remove() && !free(&device) {
                 left = true;
             }
         }
