@@ -38,7 +38,7 @@ demo_root() {
 
     say "Who sees which file:"
     for who in base snap1 snap2; do
-        printf '%-6s' "$who"; (cd "$work/mnt/$who" && find . -maxdepth 1 -name '*.txt' -printf ' %f' | sort)
+        printf '%-6s' "$who"; (cd "$work/mnt/$who" && printf ' %s' *.txt; echo)
         sed 's/^/           /' "$work/mnt/$who/id.txt"
     done
     expect base 1; expect snap1 2; expect snap2 3

@@ -13,7 +13,9 @@ export THINMAP_RUN_DIR=$work/run/thinmap THINMAP_DEV_DIR=$work/mapper
 
 bold=$(tput bold 2>/dev/null || true) plain=$(tput sgr0 2>/dev/null || true)
 say() { printf '\n%s# %s%s\n' "$bold" "$*" "$plain"; }
-run() { printf '%s$ %s%s\n' "$bold" "$*" "$plain"; "$@"; }
+# Shown as it would be typed: what has blanks or the like is quoted.
+typed() { local word; for word; do [[ $word =~ [^[:alnum:]_./:=+@%,-] ]] && word="'${word//\'/\'\\\'\'}'"; printf ' %s' "$word"; done; }
+run() { printf '%s$%s%s\n' "$bold" "$(typed "$@")" "$plain"; "$@"; }
 
 loops=() mounts=()
 clean_up() {
