@@ -73,3 +73,21 @@ fn devices_with_odd_names_are_found_by_them() {
     assert!(error.contains("not UTF-8"), "{error}");
     world.end();
 }
+
+/// A terminal or a log reader that goes away must not take the daemon's I/O, nor its end, with it.
+#[test]
+fn a_daemon_whose_log_nobody_reads_serves_and_ends() {
+    if !can_make_block_devices("a_daemon_whose_log_nobody_reads_serves_and_ends") {
+        return;
+    }
+    let world = World::new();
+    world.sh(
+        "(THINMAP_LOG=debug thinmap daemon 2>&1 >/dev/null </dev/null | true) >/dev/null 2>&1 &
+         for i in $(seq 100); do thinmap ping >/dev/null 2>&1 && break; sleep 0.1; done
+         export THINMAP_NO_AUTOSTART=1
+         dmsetup create z --table '0 8 zero'; dmsetup remove z
+         kill -TERM $(thinmap ping | sed -n 's/process: *//p')
+         timeout 20 flock $RUN/control.lock true",
+    );
+    world.end();
+}

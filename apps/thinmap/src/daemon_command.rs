@@ -31,6 +31,8 @@ pub fn run(options: &DaemonOptions) -> anyhow::Result<()> {
         )
         .with_writer(std::io::stderr)
         .with_ansi(false)
+        // Told on standard error, which would panic where that is what cannot be written (a pipe whose reader is gone).
+        .log_internal_errors(false)
         .init();
     options.paths.make_run_dir()?;
     let default = PathBuf::from(DEFAULT_CONFIG_FILE);
