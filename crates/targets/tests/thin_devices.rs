@@ -237,3 +237,64 @@ fn thin_check_finds_nothing_wrong() {
         String::from_utf8_lossy(&checked.stderr)
     );
 }
+
+/// A metadata device whose reads wait until they are let through: a volume of a pool that is out of space.
+struct Stuck {
+    below: MemoryDevice,
+    waiting: AtomicBool,
+    let_through: AtomicBool,
+}
+
+impl BlockDevice for Stuck {
+    fn limits(&self) -> QueueLimits {
+        self.below.limits()
+    }
+
+    fn size(&self) -> Sector {
+        self.below.size()
+    }
+
+    fn submit(&self, io: Io) {
+        self.waiting.store(true, Ordering::SeqCst);
+        while !self.let_through.load(Ordering::SeqCst) {
+            std::thread::yield_now();
+        }
+        self.below.submit(io);
+    }
+}
+
+#[test]
+fn a_pool_that_waits_for_its_metadata_device_keeps_no_other_waiting() {
+    let lab = Lab::new();
+    let stuck = Arc::new(Stuck {
+        below: MemoryDevice::new(Sector(8192)),
+        waiting: AtomicBool::new(false),
+        let_through: AtomicBool::new(false),
+    });
+    lab.add("stuck", stuck.clone());
+    for (name, sectors) in [("meta", 8192), ("data", 64 * BLOCK), ("data2", 64 * BLOCK)] {
+        lab.memory(name, sectors);
+    }
+    let table =
+        |meta: &str, data: &str| format!("0 {} thin-pool {meta} {data} {BLOCK} 0", 64 * BLOCK);
+    std::thread::scope(|scope| {
+        let inner = scope.spawn(|| lab.live("inner", &table("stuck", "data")));
+        while !stuck.waiting.load(Ordering::SeqCst) {
+            std::thread::yield_now();
+        }
+        // Its devices are taken, everything else goes on.
+        let taken = lab
+            .try_load(&table("meta", "data"))
+            .expect_err("the data device is taken");
+        assert_eq!(taken.errno(), 16);
+        let outer = lab.live("outer", &table("meta", "data2"));
+        message(&outer, "create_thin 0").expect("a pool that works");
+        stuck.let_through.store(true, Ordering::SeqCst);
+        let inner = inner.join().expect("loaded in the end");
+        message(&inner, "create_thin 0").expect("a pool that works");
+        inner.destroy();
+        outer.destroy();
+    });
+    // Free again at once.
+    lab.live("again", &table("stuck", "data2")).destroy();
+}

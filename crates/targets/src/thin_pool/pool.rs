@@ -400,6 +400,7 @@ impl Drop for PoolRef {
             if !thinmap_block::on_queue_thread() {
                 self.pool.join_worker();
             }
+            self.registry.forget(&self.pool);
         }
     }
 }
@@ -408,6 +409,21 @@ impl Drop for PoolRef {
 #[derive(Default)]
 pub struct PoolRegistry {
     pools: Mutex<Vec<(Weak<Pool>, usize)>>,
+    /// Metadata and data devices of pools that are being made.
+    opening: Mutex<Vec<[DeviceId; 2]>>,
+}
+
+/// Keeps others off two devices while a pool is made of them.
+struct Opening<'a> {
+    registry: &'a PoolRegistry,
+    devices: [DeviceId; 2],
+}
+
+impl Drop for Opening<'_> {
+    fn drop(&mut self) {
+        let mut opening = self.registry.opening.lock();
+        opening.retain(|devices| *devices != self.devices);
+    }
 }
 
 /// Why a pool cannot be had.
@@ -435,13 +451,20 @@ impl PoolRegistry {
         const EINVAL: i32 = 22;
         const EBUSY: i32 = 16;
         let refuse = |reason, errno| Err(Conflict { reason, errno }.into());
-        // Held over `make`, so that two loads cannot open one metadata device at once.
+        // `make` does I/O, on another pool's volume maybe, so no lock is held over it: the devices are reserved instead.
+        let Some(_opening) = self.reserve([metadata, data]) else {
+            return refuse("device is being opened by another pool", EBUSY);
+        };
         let mut pools = self.pools.lock();
-        pools.retain(|(pool, refs)| *refs > 0 && pool.strong_count() > 0);
         let mut found = None;
         for (weak, refs) in pools.iter_mut() {
             let Some(pool) = weak.upgrade() else { continue };
-            if pool.metadata_dev.id == metadata {
+            if *refs == 0 {
+                // Its worker has a last commit to write.
+                if pool.metadata_dev.id == metadata || pool.data.id == data {
+                    return refuse("device is being closed by another pool", EBUSY);
+                }
+            } else if pool.metadata_dev.id == metadata {
                 if pool.dev_no != dev_no {
                     return refuse("metadata device already in use by a pool", EBUSY);
                 }
@@ -461,13 +484,31 @@ impl PoolRegistry {
                 (pool, false)
             }
             None => {
+                drop(pools);
                 let pool = make()?;
-                pools.push((Arc::downgrade(&pool), 1));
+                self.pools.lock().push((Arc::downgrade(&pool), 1));
                 (pool, true)
             }
         };
         let registry = self.clone();
         Ok((PoolRef { pool, registry }, created))
+    }
+
+    /// `None` when a pool is just being made of one of the devices.
+    fn reserve(&self, devices: [DeviceId; 2]) -> Option<Opening<'_>> {
+        let mut opening = self.opening.lock();
+        if opening
+            .iter()
+            .flatten()
+            .any(|device| devices.contains(device))
+        {
+            return None;
+        }
+        opening.push(devices);
+        Some(Opening {
+            registry: self,
+            devices,
+        })
     }
 
     fn find(self: &Arc<Self>, is: impl Fn(&Pool) -> bool) -> Option<PoolRef> {
@@ -483,6 +524,12 @@ impl PoolRegistry {
             }
         }
         None
+    }
+
+    /// The pool's worker has ended: its devices are free.
+    fn forget(&self, pool: &Arc<Pool>) {
+        let gone = |weak: &Weak<Pool>| std::ptr::eq(weak.as_ptr(), Arc::as_ptr(pool));
+        self.pools.lock().retain(|(weak, _)| !gone(weak));
     }
 
     /// Whether that was the last share.
