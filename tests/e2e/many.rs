@@ -104,3 +104,24 @@ fn a_device_can_be_removed_as_soon_as_its_last_user_has_closed_it() {
          done");
     world.end();
 }
+
+#[test]
+fn a_concise_dump_brings_a_removed_device_back_with_its_minor() {
+    if !can_make_block_devices("a_concise_dump_brings_a_removed_device_back_with_its_minor") {
+        return;
+    }
+    let world = World::new();
+    world.sh(
+        "truncate -s 16M disk.img
+         dmsetup create c --table \"0 32768 linear $PWD/disk.img 0\"
+         for i in $(seq 1 10); do
+             before=$(dmsetup info -c --noheadings -o name,minor,uuid c)
+             dump=$(dmsetup table --concise c)
+             dmsetup remove c
+             dmsetup create --concise \"$dump\"
+             test \"$(dmsetup info -c --noheadings -o name,minor,uuid c)\" = \"$before\"
+         done
+         dmsetup remove c",
+    );
+    world.end();
+}

@@ -42,6 +42,10 @@ impl BlockNodes for LoopNodes {
     }
 
     fn create(&self, minor: Option<u32>) -> Result<Arc<dyn BlockNode>, NodeError> {
+        if minor.is_some() {
+            // A number that was ours a moment ago may still be on its way out.
+            self.remover.wait();
+        }
         let file = self.server.add_file();
         match bind(&self.server, &file, minor) {
             Ok((number, made_node)) => {
