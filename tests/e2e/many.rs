@@ -111,8 +111,7 @@ fn a_concise_dump_brings_a_removed_device_back_with_its_minor() {
         return;
     }
     let world = World::new();
-    world.sh(
-        "truncate -s 16M disk.img
+    world.sh("truncate -s 16M disk.img
          dmsetup create c --table \"0 32768 linear $PWD/disk.img 0\"
          for i in $(seq 1 10); do
              before=$(dmsetup info -c --noheadings -o name,minor,uuid c)
@@ -121,7 +120,6 @@ fn a_concise_dump_brings_a_removed_device_back_with_its_minor() {
              dmsetup create --concise \"$dump\"
              test \"$(dmsetup info -c --noheadings -o name,minor,uuid c)\" = \"$before\"
          done
-         dmsetup remove c",
-    );
+         dmsetup remove c");
     world.end();
 }
