@@ -8,8 +8,8 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::fs::FlockOperation;
-use thinmap_control::Client;
 use thinmap_control::native::{NativeRequest, NativeResponse};
+use thinmap_control::{CallError, Client};
 
 use crate::run_paths::RunPaths;
 
@@ -22,7 +22,7 @@ const NO_AUTOSTART: &str = "THINMAP_NO_AUTOSTART";
 /// Connects to the daemon, starting one if that is allowed and none answers.
 pub fn connect(paths: &RunPaths, autostart: bool) -> io::Result<Client> {
     let socket = paths.control_socket();
-    let error = match Client::connect(&socket) {
+    let error = match answering(&socket) {
         Ok(client) => return Ok(client),
         Err(error) => error,
     };
@@ -34,6 +34,16 @@ pub fn connect(paths: &RunPaths, autostart: bool) -> io::Result<Client> {
         return Err(error);
     }
     start(paths)
+}
+
+/// A connection to a daemon that answers. One that is being killed still takes connections for a moment, and then
+/// is as good as none.
+fn answering(socket: &Path) -> io::Result<Client> {
+    let mut client = Client::connect(socket)?;
+    match client.native(&NativeRequest::Ping) {
+        Err(CallError::Transport { .. }) => Err(io::ErrorKind::ConnectionRefused.into()),
+        _ => Ok(client),
+    }
 }
 
 /// A daemon that is stopping no longer listens, but still has the run directory until all is taken down.
@@ -70,7 +80,7 @@ fn start(paths: &RunPaths) -> io::Result<Client> {
         .write(true)
         .open(paths.run_dir.join("start.lock"))?;
     rustix::fs::flock(&lock, FlockOperation::LockExclusive)?;
-    if let Ok(client) = Client::connect(&paths.control_socket()) {
+    if let Ok(client) = answering(&paths.control_socket()) {
         return Ok(client);
     }
     wait_for_predecessor(paths)?;
