@@ -30,12 +30,14 @@ const MAY_USE: &[(&str, &[&str])] = &[
     // Serve any block device; know nothing of device mapper.
     ("exports", &["block", "runtime", "units"]),
     ("control", &["units"]),
+    ("interpose", &["control", "units"]),
     (
         "daemon",
         &[
             "block", "control", "dm", "exports", "runtime", "targets", "units",
         ],
     ),
+    ("shim", &["interpose"]),
     ("sim", &["block", "persistent-data", "runtime", "units"]),
     (
         "thinmap",

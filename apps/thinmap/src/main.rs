@@ -6,6 +6,7 @@ mod daemon_command;
 mod daemon_start;
 mod dmsetup;
 mod native;
+mod run;
 mod run_paths;
 
 use std::path::{Path, PathBuf};
@@ -64,6 +65,17 @@ enum Verb {
         /// As JSON
         #[arg(long)]
         json: bool,
+    },
+    /// Run a program written for the kernel's device mapper on thinmap's (dmsetup, lvm, dockerd, ...)
+    Run {
+        /// The program and its arguments, best behind `--`
+        #[arg(
+            trailing_var_arg = true,
+            allow_hyphen_values = true,
+            required = true,
+            value_name = "PROGRAM"
+        )]
+        program: Vec<std::ffi::OsString>,
     },
     /// The dmsetup-compatible command; see `thinmap dmsetup help`
     #[command(disable_help_flag = true)]
@@ -173,6 +185,7 @@ fn perform(cli: Cli) -> anyhow::Result<i32> {
         Verb::Stop { force } => native::stop(&paths, force)?,
         Verb::Ping => native::ping(&paths)?,
         Verb::LsExports { name, json } => native::list_exports(&paths, name, json, autostart)?,
+        Verb::Run { program } => run::run(&paths, &program, autostart)?,
         Verb::Dmsetup { args } => return Ok(dmsetup::main("dmsetup", &args, paths, autostart)),
     }
     Ok(0)

@@ -21,21 +21,12 @@ impl RunPaths {
     /// From what was said (option or environment), otherwise /run/thinmap and /dev/mapper for root, and the user's own
     /// runtime directory with `mapper/` in it for others.
     pub fn new(run_dir: Option<PathBuf>, dev_dir: Option<PathBuf>) -> anyhow::Result<Self> {
-        let is_root = rustix::process::geteuid().is_root();
-        let run_dir = match run_dir {
-            Some(dir) => dir,
-            None if is_root => PathBuf::from("/run/thinmap"),
-            None => user_run_dir(),
-        };
-        let dev_dir = match dev_dir {
-            Some(dir) => dir,
-            None if is_root => PathBuf::from("/dev/mapper"),
-            None => run_dir.join("mapper"),
-        };
+        let run_dir = run_dir.unwrap_or_else(thinmap_control::default_run_dir);
+        let dev_dir = dev_dir.unwrap_or_else(|| thinmap_control::default_dev_dir(&run_dir));
         // The daemon has another working directory, so the paths must not depend on it.
         let run_dir = std::path::absolute(&run_dir)
             .with_context(|| format!("run directory {}", run_dir.display()))?;
-        if run_dir.join("control.sock").as_os_str().len() > SOCKET_PATH_MAX {
+        if thinmap_control::control_socket(&run_dir).as_os_str().len() > SOCKET_PATH_MAX {
             bail!(
                 "run directory {} is too long: the path of a socket in it may have {SOCKET_PATH_MAX} bytes",
                 run_dir.display()
@@ -50,7 +41,7 @@ impl RunPaths {
 
     /// The daemon's control socket.
     pub fn control_socket(&self) -> PathBuf {
-        self.run_dir.join("control.sock")
+        thinmap_control::control_socket(&self.run_dir)
     }
 
     /// What a daemon that was started by a command says.
@@ -95,12 +86,4 @@ fn owner_and_mode(dir: &Path) -> anyhow::Result<(u32, u32)> {
         bail!("run directory {} is no directory", dir.display());
     }
     Ok((metadata.uid(), target.mode() & 0o7777))
-}
-
-fn user_run_dir() -> PathBuf {
-    let uid = rustix::process::geteuid().as_raw();
-    match std::env::var_os("XDG_RUNTIME_DIR") {
-        Some(dir) if !dir.is_empty() => PathBuf::from(dir).join("thinmap"),
-        _ => PathBuf::from(format!("/tmp/thinmap-{uid}")),
-    }
 }

@@ -5,6 +5,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use rustix::io::Errno;
+use rustix::net::RecvFlags;
 
 use crate::frame::{BODY_BYTES_MAX, RequestFrame, ResponseFrame};
 use crate::ioctl::Header;
@@ -20,6 +21,15 @@ const BUFFER_BYTES_FIRST: usize = 16 << 10;
 pub struct Client {
     stream: UnixStream,
     path: PathBuf,
+}
+
+/// What a forwarded ioctl gave.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Forwarded {
+    /// 0, or a positive errno.
+    pub errno: i32,
+    /// The bytes to copy over the start of the caller's buffer.
+    pub buffer: Vec<u8>,
 }
 
 /// Why a call failed.
@@ -67,6 +77,23 @@ impl Client {
         self.call(&RequestFrame::Ioctl { nr, buffer })
     }
 
+    /// One raw ioctl for a program that waits in `ioctl(2)`: a refusal is an answer too, with what the kernel would have
+    /// written into the caller's buffer. With `until_signal` a signal ends the wait as it ends a system call: EINTR, or not at
+    /// all if its handler restarts calls. The connection is of no use afterwards.
+    pub fn forward(
+        &mut self,
+        nr: u32,
+        buffer: Vec<u8>,
+        until_signal: bool,
+    ) -> Result<Forwarded, CallError> {
+        let request = RequestFrame::Ioctl { nr, buffer };
+        let answer = self.exchange(&request, until_signal)?;
+        Ok(Forwarded {
+            errno: i32::try_from(answer.errno).unwrap_or(i32::MAX),
+            buffer: answer.body,
+        })
+    }
+
     /// One request in typed form, with as large a buffer as it takes.
     pub fn run(&mut self, request: &Request) -> Result<Response, CallError> {
         let mut size = BUFFER_BYTES_FIRST;
@@ -91,6 +118,11 @@ impl Client {
             .ok_or_else(|| DmError::new(Errno::PROTO, "the daemon told no version").into())
     }
 
+    /// The connection itself.
+    pub fn into_stream(self) -> UnixStream {
+        self.stream
+    }
+
     /// One native request.
     pub fn native(&mut self, request: &NativeRequest) -> Result<NativeResponse, CallError> {
         let json = serde_json::to_vec(request).map_err(|error| self.transport(error.into()))?;
@@ -98,12 +130,23 @@ impl Client {
         serde_json::from_slice(&answer).map_err(|error| self.transport(error.into()))
     }
 
+    fn exchange(
+        &mut self,
+        request: &RequestFrame,
+        until_signal: bool,
+    ) -> Result<ResponseFrame, CallError> {
+        let answer = request.write(&mut self.stream).and_then(|()| {
+            if until_signal {
+                let mut first = [0];
+                rustix::net::recv(&self.stream, &mut first[..], RecvFlags::PEEK)?;
+            }
+            ResponseFrame::read(&mut self.stream)
+        });
+        answer.map_err(|source| self.transport(source))
+    }
+
     fn call(&mut self, request: &RequestFrame) -> Result<Vec<u8>, CallError> {
-        request
-            .write(&mut self.stream)
-            .map_err(|source| self.transport(source))?;
-        let answer =
-            ResponseFrame::read(&mut self.stream).map_err(|source| self.transport(source))?;
+        let answer = self.exchange(request, false)?;
         if answer.errno == 0 {
             return Ok(answer.body);
         }

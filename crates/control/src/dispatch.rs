@@ -37,6 +37,11 @@ fn run(
             format!("device-mapper: ioctl: dm_ctl_ioctl: unknown command 0x{nr:x}"),
         )
     })?;
+    if command == Command::Version {
+        // The kernel looks at no more than the version, and writes no more.
+        put_version_only(buffer);
+        return Ok(());
+    }
     let request = Request::decode(command, buffer)?;
     let response = apply(service, &request, cancel)?;
     response.encode(&request, buffer);

@@ -15,15 +15,18 @@ pub mod ioctl;
 pub mod native;
 mod request;
 mod response;
+mod run_dir;
 pub mod server;
 mod service;
 mod split_args;
 
-pub use client::{CallError, Client};
+pub use client::{CallError, Client, Forwarded};
 pub use dispatch::{apply, dispatch};
+pub use frame::BODY_BYTES_MAX;
 pub use native::NativeService;
 pub use request::Request;
 pub use response::Response;
+pub use run_dir::{control_socket, default_dev_dir, default_run_dir};
 pub use server::{ControlService, RunningServer, Server, ServerError};
 pub use service::{
     CancelToken, DeviceDeps, DeviceInfo, DeviceListEntry, DeviceSelector, DeviceStatus, DmError,

@@ -1,0 +1,78 @@
+//! What a libc function gives back: its own way of failing, and files that hold a text.
+
+use std::os::fd::{AsFd, OwnedFd};
+
+use rustix::fs::{MemfdFlags, SealFlags, SeekFrom};
+use rustix::io::Errno;
+use thinmap_interpose::Face;
+
+use crate::state::world;
+
+/// A libc function's result that can say "failed, see errno".
+pub trait Failure: PartialEq + Sized {
+    const FAILED: Self;
+
+    /// Whether this result says so.
+    fn has_failed(&self) -> bool {
+        *self == Self::FAILED
+    }
+}
+
+impl Failure for libc::c_int {
+    const FAILED: Self = -1;
+}
+
+impl Failure for *mut libc::FILE {
+    const FAILED: Self = std::ptr::null_mut();
+}
+
+/// Fails as libc does.
+pub fn fail<T: Failure>(errno: Errno) -> T {
+    set_errno(errno.raw_os_error());
+    T::FAILED
+}
+
+/// The calling thread's errno.
+pub fn errno() -> libc::c_int {
+    // SAFETY: the address of this thread's errno is valid while the thread lives.
+    unsafe { *libc::__errno_location() }
+}
+
+fn set_errno(value: libc::c_int) {
+    // SAFETY: as above.
+    unsafe { *libc::__errno_location() = value }
+}
+
+/// Runs `work` and leaves errno as it was.
+pub fn keeping_errno<T>(work: impl FnOnce() -> T) -> T {
+    let before = errno();
+    let result = work();
+    set_errno(before);
+    result
+}
+
+/// Opens what a face shows.
+pub fn open_face(face: &Face, close_on_exec: bool) -> Result<OwnedFd, Errno> {
+    let fd = match face {
+        Face::Control => world().open_control()?,
+        Face::Text(text) => text_file(text)?,
+    };
+    if !close_on_exec {
+        rustix::io::fcntl_setfd(&fd, rustix::io::FdFlags::empty())?;
+    }
+    Ok(fd)
+}
+
+/// A file that is nowhere, holds `text` and takes no other.
+fn text_file(text: &[u8]) -> Result<OwnedFd, Errno> {
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+    let fd = rustix::fs::memfd_create(c"thinmap", flags)?;
+    let mut rest = text;
+    while !rest.is_empty() {
+        let written = rustix::io::write(&fd, rest)?;
+        rest = rest.get(written..).unwrap_or_default();
+    }
+    rustix::fs::seek(&fd, SeekFrom::Start(0))?;
+    rustix::fs::fcntl_add_seals(fd.as_fd(), SealFlags::WRITE | SealFlags::GROW)?;
+    Ok(fd)
+}

@@ -1,0 +1,113 @@
+//! Opening by path: the control node and the texts that speak of device mapper.
+
+use std::os::fd::IntoRawFd;
+
+use libc::{FILE, c_char, c_int, mode_t};
+use rustix::io::Errno;
+use thinmap_interpose::Face;
+
+use crate::answer::{Failure, errno, fail, keeping_errno, open_face};
+use crate::next::stand_before;
+use crate::state::{absolute, enter, world};
+
+stand_before! {
+    open, open64 => open_path(path: *const c_char, flags: c_int, mode: mode_t) -> c_int;
+    openat, openat64 => open_path_at(dir: c_int, path: *const c_char, flags: c_int, mode: mode_t) -> c_int;
+    // What fortified programs call.
+    __open_2, __open64_2 => open_path_checked(path: *const c_char, flags: c_int) -> c_int;
+    __openat_2, __openat64_2 => open_path_at_checked(dir: c_int, path: *const c_char, flags: c_int) -> c_int;
+    fopen, fopen64 => open_stream(path: *const c_char, mode: *const c_char) -> *mut FILE;
+}
+
+unsafe fn open_path(
+    next: impl Fn() -> c_int,
+    path: *const c_char,
+    flags: c_int,
+    _mode: mode_t,
+) -> c_int {
+    // SAFETY: the caller's path, as open asks for it.
+    unsafe { open_or_pass(next, path, flags) }
+}
+
+unsafe fn open_path_checked(next: impl Fn() -> c_int, path: *const c_char, flags: c_int) -> c_int {
+    // SAFETY: as above.
+    unsafe { open_or_pass(next, path, flags) }
+}
+
+unsafe fn open_path_at(
+    next: impl Fn() -> c_int,
+    _dir: c_int,
+    path: *const c_char,
+    flags: c_int,
+    _mode: mode_t,
+) -> c_int {
+    // SAFETY: as above; the directory counts for relative paths only, which are not ours.
+    unsafe { open_or_pass(next, path, flags) }
+}
+
+unsafe fn open_path_at_checked(
+    next: impl Fn() -> c_int,
+    _dir: c_int,
+    path: *const c_char,
+    flags: c_int,
+) -> c_int {
+    // SAFETY: as above.
+    unsafe { open_or_pass(next, path, flags) }
+}
+
+/// # Safety
+/// `path` is null or a NUL-terminated string.
+unsafe fn open_or_pass(next: impl Fn() -> c_int, path: *const c_char, flags: c_int) -> c_int {
+    let close_on_exec = flags & libc::O_CLOEXEC != 0;
+    // SAFETY: promised by the caller.
+    unsafe {
+        face_or_pass(next, path, |face| {
+            Ok(open_face(face, close_on_exec)?.into_raw_fd())
+        })
+    }
+}
+
+unsafe fn open_stream(
+    next: impl Fn() -> *mut FILE,
+    path: *const c_char,
+    mode: *const c_char,
+) -> *mut FILE {
+    let open_stream = |face: &Face| {
+        let fd = open_face(face, true)?.into_raw_fd();
+        // SAFETY: a descriptor of our own, and the caller's mode, as fopen asks for it.
+        let stream = unsafe { libc::fdopen(fd, mode) };
+        if stream.is_null() {
+            // SAFETY: nobody else has it.
+            unsafe { libc::close(fd) };
+            return Err(Errno::from_raw_os_error(errno()));
+        }
+        Ok(stream)
+    };
+    // SAFETY: the caller's path, as fopen asks for it.
+    unsafe { face_or_pass(next, path, open_stream) }
+}
+
+/// # Safety
+/// `path` is null or a NUL-terminated string.
+unsafe fn face_or_pass<T: Failure>(
+    next: impl Fn() -> T,
+    path: *const c_char,
+    open: impl Fn(&Face) -> Result<T, Errno>,
+) -> T {
+    // SAFETY: promised by the caller.
+    let Some(path) = (unsafe { absolute(path) }) else {
+        return next();
+    };
+    let opened = |face: Option<Face>| face.map(|face| open(&face));
+    if let Some(result) = keeping_errno(|| enter(|| opened(world().face(path)))) {
+        return result.unwrap_or_else(fail);
+    }
+    let passed = next();
+    if !passed.has_failed() || errno() != Errno::NOENT.raw_os_error() {
+        return passed;
+    }
+    match keeping_errno(|| enter(|| opened(world().face_of_missing(path)))) {
+        Some(result) => result.unwrap_or_else(fail),
+        None => passed,
+    }
+}

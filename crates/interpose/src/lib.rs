@@ -1,0 +1,19 @@
+//! Device mapper as a program sees it that was written for the kernel's: which paths and which ioctls are
+//! answered by the daemon instead of the kernel, and with what.
+//!
+//! Two ways in use it: the shim (`apps/shim`), inside the program, and the supervisor of `thinmap run --static`, beside
+//! it. Both hand over the same paths and the same memory addresses, so both give the same answers. See
+//! `docs/internals/interposition.md`.
+#![forbid(unsafe_code)]
+
+mod face;
+mod ioctl;
+mod memory;
+mod proc_files;
+mod sysfs;
+mod world;
+
+pub use face::Face;
+pub use ioctl::is_dm_ioctl;
+pub use memory::{CallerMemory, ProcessMemory};
+pub use world::{CONTROL_MAJOR, CONTROL_MINOR, World};

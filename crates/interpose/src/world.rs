@@ -1,0 +1,88 @@
+//! Where the daemon is, and what must be asked of it.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use rustix::io::Errno;
+use rustix::net::SocketAddrUnix;
+use thinmap_control::Client;
+
+/// The major number of misc devices, of which the control node is one.
+pub const CONTROL_MAJOR: u32 = 10;
+/// The control node's minor number where the kernel has given it none (`MAPPER_CTRL_MINOR`).
+pub const CONTROL_MINOR: u32 = 236;
+/// COMPAT: mapped devices are loop devices wherever the daemon does not say otherwise.
+const LOOP_MAJOR: u32 = 7;
+const CONTROL_NODE: &str = "/dev/mapper/control";
+
+/// One daemon as the programs see it that run on it.
+#[derive(Clone, Debug)]
+pub struct World {
+    socket: PathBuf,
+    control_nodes: [PathBuf; 2],
+}
+
+impl World {
+    /// The daemon of a run directory, whose devices appear in `dev_dir`.
+    pub fn new(run_dir: &Path, dev_dir: &Path) -> Self {
+        Self {
+            socket: thinmap_control::control_socket(run_dir),
+            control_nodes: [PathBuf::from(CONTROL_NODE), dev_dir.join("control")],
+        }
+    }
+
+    /// As the environment says (THINMAP_RUN_DIR, THINMAP_DEV_DIR), otherwise the user's default.
+    pub fn from_environment() -> Self {
+        let directory = |name| {
+            std::env::var_os(name)
+                .filter(|dir| !dir.is_empty())
+                .map(PathBuf::from)
+        };
+        let run_dir = directory("THINMAP_RUN_DIR").unwrap_or_else(thinmap_control::default_run_dir);
+        let dev_dir = directory("THINMAP_DEV_DIR")
+            .unwrap_or_else(|| thinmap_control::default_dev_dir(&run_dir));
+        Self::new(&run_dir, &dev_dir)
+    }
+
+    /// Whether this path is the control node.
+    pub fn is_control(&self, path: &Path) -> bool {
+        self.control_nodes.iter().any(|node| node == path)
+    }
+
+    /// Opens the control node: a connection on which the daemon tells of events, so that it can be polled.
+    ///
+    /// Ioctls do not go over it but over connections of their own: several threads and, after a fork, several
+    /// processes may use one descriptor at a time.
+    pub fn open_control(&self) -> Result<OwnedFd, Errno> {
+        Ok(self.connect()?.into_stream().into())
+    }
+
+    /// Whether `fd` came from [`World::open_control`], in this process or in one that handed it on.
+    pub fn is_control_fd(&self, fd: impl AsFd) -> bool {
+        let Ok(Some(peer)) = rustix::net::getpeername(fd) else {
+            return false;
+        };
+        SocketAddrUnix::try_from(peer)
+            .is_ok_and(|peer| peer.path_bytes() == Some(self.socket.as_os_str().as_encoded_bytes()))
+    }
+
+    /// Forgets the events told so far (DM_DEV_ARM_POLL): the next one makes the descriptor readable again.
+    pub(crate) fn arm_poll(&self, fd: impl AsFd) {
+        let mut events = [0; 256];
+        let flags = rustix::net::RecvFlags::DONTWAIT;
+        while matches!(rustix::net::recv(&fd, &mut events[..], flags), Ok((read, _)) if read > 0) {}
+    }
+
+    /// A connection to the daemon. Without one the errno of a driver that is not there.
+    pub(crate) fn connect(&self) -> Result<Client, Errno> {
+        Client::connect(&self.socket).map_err(|error| match Errno::from_io_error(&error) {
+            Some(errno @ (Errno::ACCESS | Errno::PERM | Errno::MFILE | Errno::NFILE)) => errno,
+            _ => Errno::NODEV,
+        })
+    }
+
+    /// The majors of mapped devices.
+    pub(crate) fn majors(&self) -> Vec<u32> {
+        vec![LOOP_MAJOR]
+    }
+}
