@@ -1,5 +1,5 @@
-//! Conformance: every case in `cases/` run by a real kernel with the distribution's dmsetup and by
-//! thinmap, and the two transcripts compared.
+//! Conformance: every case in `cases/` run by a real kernel with the distribution's dmsetup, by thinmap with its own,
+//! and by thinmap with the distribution's through the shim; the transcripts compared.
 //!
 //! `differences.txt` lists what may differ and why; COMPAT.md repeats each reason. With
 //! CONFORMANCE_CASES="linear info" only those cases run; with CONFORMANCE_KEEP=DIR both transcripts
@@ -8,7 +8,7 @@
 use std::fs;
 use std::path::Path;
 
-use thinmap_tests::arm::{self, Case};
+use thinmap_tests::arm::{self, Case, Dmsetup};
 use thinmap_tests::transcript::{Permitted, differences, normalise};
 use thinmap_tests::uml::Uml;
 
@@ -25,34 +25,46 @@ fn conformance_with_the_kernel() {
     let (first, second) = cases.split_at(cases.len() / 2);
     let with_log = keep.is_some();
     let boot = |half: &[Case]| arm::kernel(half, with_log, 10).expect("the kernel's arm");
-    let (kernel, ours) = std::thread::scope(|scope| {
+    let (kernel, ours, shim) = std::thread::scope(|scope| {
         let guests = [scope.spawn(|| boot(first)), scope.spawn(|| boot(second))];
-        let ours = arm::thinmap_arm(&cases);
+        let ours = arm::thinmap_arm(&cases, Dmsetup::Ours);
+        let shim = arm::thinmap_arm(&cases, Dmsetup::Distributions);
         let kernel: Vec<String> = guests
             .into_iter()
             .flat_map(|g| g.join().expect("guest"))
             .collect();
-        (kernel, ours.expect("thinmap's arm"))
+        (
+            kernel,
+            ours.expect("thinmap's arm"),
+            shim.expect("the shim's arm"),
+        )
     });
     save(keep.as_deref(), "kernel", &cases, &kernel);
     save(keep.as_deref(), "ours", &cases, &ours);
+    save(keep.as_deref(), "shim", &cases, &shim);
+    let report = compare("ours", &cases, &kernel, &ours) + &compare("shim", &cases, &kernel, &shim);
+    assert!(report.is_empty(), "differences:\n{report}");
+}
 
-    let permitted = permitted();
+/// What differs, under the name of the arm that is compared with the kernel's.
+fn compare(arm: &str, cases: &[Case], kernel: &[String], ours: &[String]) -> String {
+    let permitted = permitted().on(arm);
     let mut report = String::new();
-    let mut different = 0;
-    for ((case, kernel), ours) in cases.iter().zip(&kernel).zip(&ours) {
+    for ((case, kernel), ours) in cases.iter().zip(kernel).zip(ours) {
         let [kernel, ours] = [kernel, ours].map(|text| normalise(text).expect("normalise"));
-        assert!(
-            kernel.lines().count() > 3,
-            "case {} says nothing",
+        let says = kernel.lines().count();
+        assert!(says > 3, "case {} says nothing", case.name);
+        let found = differences(&case.name, &kernel, &ours, &permitted);
+        println!(
+            "{:4} differences in {} in arm {arm}",
+            found.len(),
             case.name
         );
-        let found = differences(&case.name, &kernel, &ours, &permitted);
-        println!("{:4} differences in {}", found.len(), case.name);
-        different += found.len();
-        report += &found.concat();
+        if !found.is_empty() {
+            report += &format!("arm {arm}: {}", found.concat());
+        }
     }
-    assert!(different == 0, "{different} differences:\n{report}");
+    report
 }
 
 #[test]

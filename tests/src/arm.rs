@@ -1,9 +1,11 @@
-//! The two arms of a conformance test: the same shell cases run by the kernel and by thinmap.
+//! The arms of a conformance test: the same shell cases run by the kernel and by thinmap, on which `dmsetup` is
+//! thinmap's own or the distribution's.
 //!
 //! An arm is given a shell body; it runs it with `dmsetup` in PATH and the variables that
 //! `conformance/prelude.sh` explains, and returns what the body wrote.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -60,22 +62,43 @@ pub fn kernel(cases: &[Case], kernel_log: bool, minutes: u64) -> Result<Vec<Stri
     read_outputs(cases, outputs.path())
 }
 
-/// Runs the cases on this machine with thinmap as `dmsetup`, under a daemon of their own.
-pub fn thinmap_arm(cases: &[Case]) -> Result<Vec<String>> {
+/// Which program is `dmsetup` on thinmap's side.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Dmsetup {
+    /// thinmap's own.
+    Ours,
+    /// The distribution's, through the shim.
+    Distributions,
+}
+
+/// Where programs of the distribution are.
+const DISTRIBUTIONS: &str = "/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// Runs the cases on this machine, under a thinmap daemon of their own.
+pub fn thinmap_arm(cases: &[Case], dmsetup: Dmsetup) -> Result<Vec<String>> {
     let binary = thinmap()?;
     let dir = tempfile::Builder::new().prefix("thinmap-ours.").tempdir()?;
     let at = |name: &str| dir.path().join(name);
     for name in ["bin", "run", "mapper", "work", "out"] {
         fs::create_dir(at(name))?;
     }
-    std::os::unix::fs::symlink(&binary, at("bin/dmsetup"))?;
+    match dmsetup {
+        Dmsetup::Ours => std::os::unix::fs::symlink(&binary, at("bin/dmsetup"))?,
+        Dmsetup::Distributions => {
+            let binary = binary.display();
+            let wrapper =
+                format!("#!/bin/sh\nPATH={DISTRIBUTIONS}\nexec {binary} run -- dmsetup \"$@\"\n");
+            fs::write(at("bin/dmsetup"), wrapper)?;
+            fs::set_permissions(at("bin/dmsetup"), fs::Permissions::from_mode(0o755))?;
+        }
+    }
     let devices = at("mapper").display().to_string();
     let work = at("work").display().to_string();
     fs::write(
         at("driver"),
         driver(cases, &at("out"), &work, &devices, false)?,
     )?;
-    let path = format!("{}:/usr/sbin:/usr/bin:/sbin:/bin", at("bin").display());
+    let path = format!("{}:{DISTRIBUTIONS}", at("bin").display());
     let with_world = |program: &Path| {
         let mut command = Command::new(program);
         command

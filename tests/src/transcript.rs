@@ -89,6 +89,7 @@ fn disks_of(output: &str) -> Result<HashMap<String, String>> {
 #[derive(Debug, Default)]
 pub struct Permitted {
     rules: Vec<Rule>,
+    arm: String,
 }
 
 #[derive(Debug)]
@@ -100,7 +101,7 @@ struct Rule {
 
 impl Permitted {
     /// Reads rules, one a line: `case | regular expression of the command | reason`. Lines that start
-    /// with `#` are remarks; a case of `*` means every case.
+    /// with `#` are remarks; a case of `*` means every case, and `CASE@ARM` a case on that arm only.
     pub fn parse(text: &str) -> Result<Self> {
         let mut rules = Vec::new();
         for line in text
@@ -122,7 +123,18 @@ impl Permitted {
                 reason: reason.to_owned(),
             });
         }
-        Ok(Self { rules })
+        Ok(Self {
+            rules,
+            arm: String::new(),
+        })
+    }
+
+    /// The same rules, and those that are for this arm only.
+    pub fn on(self, arm: &str) -> Self {
+        Self {
+            arm: arm.to_owned(),
+            ..self
+        }
     }
 
     /// The reasons, each of which the compatibility page must repeat.
@@ -132,9 +144,11 @@ impl Permitted {
 
     fn allows(&self, case: &str, step: &str) -> bool {
         let command = step.lines().next().unwrap_or_default();
+        let on_arm = format!("{case}@{}", self.arm);
+        let is_meant = |rule: &Rule| ["*", case, &on_arm].contains(&rule.case.as_str());
         self.rules
             .iter()
-            .any(|r| (r.case == "*" || r.case == case) && r.command.is_match(command))
+            .any(|rule| is_meant(rule) && rule.command.is_match(command))
     }
 }
 

@@ -12,3 +12,4 @@ mod next;
 mod open;
 mod stat;
 mod state;
+mod unlink;

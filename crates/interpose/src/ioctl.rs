@@ -7,6 +7,7 @@ use thinmap_control::BODY_BYTES_MAX;
 use thinmap_control::ioctl::{Command, HEADER_BYTES_MIN, Header, IOCTL_TYPE};
 use zerocopy::FromBytes;
 
+use crate::foreign;
 use crate::memory::CallerMemory;
 use crate::world::World;
 
@@ -40,11 +41,17 @@ impl World {
         }
         let mut client = self.connect()?;
         let waits = nr == Command::DevWait.nr();
-        match client.forward(nr, buffer, waits) {
+        match client.forward(nr, buffer.clone(), waits) {
             Ok(answer) => {
+                if answer.errno == Errno::NXIO.raw_os_error()
+                    && let Some(missing) = foreign::no_dependencies(nr, &buffer, &self.majors())
+                {
+                    return memory.write(address, &missing);
+                }
                 // Of a refused command, the version: the kernel tells it before it looks at anything else.
                 memory.write(address, &answer.buffer)?;
                 if answer.errno == 0 {
+                    self.renamed.note(nr, &buffer);
                     return Ok(());
                 }
                 Err(Errno::from_raw_os_error(answer.errno))

@@ -7,9 +7,11 @@
 #![forbid(unsafe_code)]
 
 mod face;
+mod foreign;
 mod ioctl;
 mod memory;
 mod proc_files;
+mod renamed;
 mod sysfs;
 mod world;
 

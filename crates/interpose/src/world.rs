@@ -7,6 +7,8 @@ use rustix::io::Errno;
 use rustix::net::SocketAddrUnix;
 use thinmap_control::Client;
 
+use crate::renamed::Renamed;
+
 /// The major number of misc devices, of which the control node is one.
 pub const CONTROL_MAJOR: u32 = 10;
 /// The control node's minor number where the kernel has given it none (`MAPPER_CTRL_MINOR`).
@@ -16,10 +18,11 @@ const LOOP_MAJOR: u32 = 7;
 const CONTROL_NODE: &str = "/dev/mapper/control";
 
 /// One daemon as the programs see it that run on it.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct World {
     socket: PathBuf,
     control_nodes: [PathBuf; 2],
+    pub(crate) renamed: Renamed,
 }
 
 impl World {
@@ -28,6 +31,7 @@ impl World {
         Self {
             socket: thinmap_control::control_socket(run_dir),
             control_nodes: [PathBuf::from(CONTROL_NODE), dev_dir.join("control")],
+            renamed: Renamed::new(dev_dir),
         }
     }
 
@@ -47,6 +51,12 @@ impl World {
     /// Whether this path is the control node.
     pub fn is_control(&self, path: &Path) -> bool {
         self.control_nodes.iter().any(|node| node == path)
+    }
+
+    /// Whether the removal of the node at this absolute path must be left out, and reported as done. To be asked once
+    /// for each removal.
+    pub fn keeps_node(&self, path: &Path) -> bool {
+        self.renamed.keeps(path)
     }
 
     /// Opens the control node: a connection on which the daemon tells of events, so that it can be polled.
