@@ -7,6 +7,7 @@
 //! changes nothing in the process: no signal handler, no thread, no descriptor that outlives the call unless it is the result.
 
 mod answer;
+mod environment;
 mod ioctl;
 mod next;
 mod open;

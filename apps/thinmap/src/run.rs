@@ -45,7 +45,9 @@ pub fn prepare(paths: &RunPaths, path: &Path, autostart: bool) -> anyhow::Result
     let mut command = Command::new(path);
     command
         .env("THINMAP_RUN_DIR", &paths.run_dir)
-        .env("THINMAP_DEV_DIR", &paths.dev_dir);
+        .env("THINMAP_DEV_DIR", &paths.dev_dir)
+        // No uevent of the kernel's tells udev of our devices, so nobody must wait for what udev would do.
+        .env("DM_DISABLE_UDEV", "1");
     // libdevmapper puts "mapper" behind what this says.
     if paths.dev_dir != Path::new("/dev/mapper")
         && paths.dev_dir.file_name() == Some(OsStr::new("mapper"))

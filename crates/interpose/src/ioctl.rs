@@ -44,9 +44,9 @@ impl World {
         match client.forward(nr, buffer.clone(), waits) {
             Ok(answer) => {
                 if answer.errno == Errno::NXIO.raw_os_error()
-                    && let Some(missing) = foreign::no_dependencies(nr, &buffer, &self.majors())
+                    && let Some(stranger) = foreign::answer(nr, &buffer, &self.majors())
                 {
-                    return memory.write(address, &missing);
+                    return memory.write(address, &stranger);
                 }
                 // Of a refused command, the version: the kernel tells it before it looks at anything else.
                 memory.write(address, &answer.buffer)?;
