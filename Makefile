@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 CARGO ?= cargo
 
-.PHONY: all build demo test check soak clean deps-demo deps-test
+.PHONY: all build demo demo-docker test check soak clean deps-demo deps-clients deps-test
 
 all: build
 
@@ -12,6 +12,10 @@ build:
 # The article's session on sparse files, explained step by step. Cleans up after itself.
 demo: deps-demo build
 	@scripts/demo.sh
+
+# Debian's dockerd with its devicemapper driver, then containerd, on thinmap. As root; leaves nothing behind.
+demo-docker: deps-clients build
+	@scripts/demo-docker.sh
 
 # Everything: style, units, models, crashes, faults, exports, and the same checks against a real kernel.
 test: deps-test build
@@ -28,6 +32,9 @@ soak: deps-test build
 
 deps-demo:
 	@scripts/install-packages.sh demo
+
+deps-clients:
+	@scripts/install-packages.sh clients
 
 deps-test:
 	@scripts/install-packages.sh test

@@ -3,13 +3,15 @@
 set -euo pipefail
 
 demo=(e2fsprogs util-linux libnbd-bin)
-test=("${demo[@]}" dmsetup thin-provisioning-tools user-mode-linux kmod fio xfsprogs btrfs-progs
+clients=(docker.io containerd runc busybox-static xfsprogs e2fsprogs util-linux)
+test=("${demo[@]}" "${clients[@]}" lvm2 dmsetup thin-provisioning-tools user-mode-linux kmod fio btrfs-progs
       qemu-utils nbdkit python3 python3-libnbd procps fuse3)
 
 case "${1:-demo}" in
     demo) wanted=("${demo[@]}") ;;
+    clients) wanted=("${clients[@]}") ;;
     test) wanted=("${test[@]}") ;;
-    *) echo "usage: $0 demo|test" >&2; exit 2 ;;
+    *) echo "usage: $0 demo|clients|test" >&2; exit 2 ;;
 esac
 
 if ! command -v dpkg-query >/dev/null; then
