@@ -14,4 +14,4 @@ mod session;
 mod start;
 mod user;
 mod verify;
-mod world;
+use thinmap_tests::world;

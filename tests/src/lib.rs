@@ -7,3 +7,4 @@
 pub mod arm;
 pub mod transcript;
 pub mod uml;
+pub mod world;

@@ -1,0 +1,8 @@
+//! Programs that were written for the kernel's device mapper, unmodified, on thinmap.
+//!
+//! They look at fixed places (/dev/mapper, /etc/lvm), so the tests take turns. `docs/clients/` says how each is set up.
+
+mod containerd;
+mod docker;
+mod lvm2;
+mod support;
