@@ -36,6 +36,12 @@ pub fn thinmap() -> PathBuf {
         .unwrap_or_else(|e| panic!("{}: {e}: run `make build` first", binary.display()))
 }
 
+impl Default for World {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl World {
     /// A world with directories of its own, on the temporary file system.
     pub fn new() -> Self {
