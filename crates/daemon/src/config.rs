@@ -65,11 +65,17 @@ impl Default for NbdSection {
 pub struct BlockDevicesSection {
     /// Make block devices at all; without, devices are reached over NBD only.
     pub enabled: bool,
+    /// Names in the device directory are links to the kernel's nodes, as udev makes them, instead of nodes: some programs
+    /// learn from a link what the kernel calls a device.
+    pub links: bool,
 }
 
 impl Default for BlockDevicesSection {
     fn default() -> Self {
-        Self { enabled: true }
+        Self {
+            enabled: true,
+            links: false,
+        }
     }
 }
 

@@ -86,8 +86,9 @@ fn build(config: &Config) -> Result<Arc<Daemon>, RunError> {
         let path = path.to_owned();
         move |source| RunError::Directory { path, source }
     };
+    let links = config.file.block_devices.links;
     let nodes =
-        Nodes::open(&config.dev_dir, &config.run_dir).map_err(directory(&config.dev_dir))?;
+        Nodes::open(&config.dev_dir, &config.run_dir, links).map_err(directory(&config.dev_dir))?;
     let (block_nodes, notes) = open_block_nodes(config);
     for note in &notes {
         tracing::warn!("{note}");

@@ -1,5 +1,5 @@
 //! The names in the device directory (`/dev/mapper/NAME`): real device nodes where the system allows them, links
-//! to the kernel's own node or to the FUSE file otherwise.
+//! to the kernel's own node or to the FUSE file otherwise; links always, as udev makes them, where that is wished.
 //!
 //! A list of the nodes made is kept in the run directory, so that the next daemon can take away what a killed one left.
 
@@ -14,16 +14,19 @@ use thinmap_units::{DevNo, DmName};
 pub struct Nodes {
     dev_dir: PathBuf,
     list: PathBuf,
+    /// Links to the kernel's own nodes, even where nodes could be made.
+    links: bool,
     made: Mutex<Vec<PathBuf>>,
 }
 
 impl Nodes {
     /// Opens the device directory (made when missing) and removes what an earlier daemon of the same run directory left.
-    pub fn open(dev_dir: &Path, run_dir: &Path) -> std::io::Result<Self> {
+    pub fn open(dev_dir: &Path, run_dir: &Path, links: bool) -> std::io::Result<Self> {
         std::fs::create_dir_all(dev_dir)?;
         let nodes = Self {
             dev_dir: dev_dir.to_owned(),
             list: run_dir.join("nodes"),
+            links,
             made: Mutex::default(),
         };
         for stale in std::fs::read_to_string(&nodes.list)
@@ -72,7 +75,7 @@ impl Nodes {
         }
     }
 
-    /// Makes the node for a block device number, or a link to `target` where nodes cannot be made.
+    /// Makes the node for a block device number, or a link to `target` where nodes cannot be made or links are wished.
     pub fn add(
         &self,
         name: &DmName,
@@ -81,7 +84,8 @@ impl Nodes {
         is_block: bool,
     ) -> std::io::Result<()> {
         let path = self.path(name);
-        if is_block && is_block_node(&path, dev) {
+        let as_node = is_block && !self.links;
+        if as_node && is_block_node(&path, dev) {
             return Ok(());
         }
         if is_node_or_link(&path) {
@@ -94,7 +98,7 @@ impl Nodes {
         }
         self.save(&made);
         drop(made);
-        if is_block && make_block_node(&path, dev) {
+        if as_node && make_block_node(&path, dev) {
             return Ok(());
         }
         symlink(target, &path)
@@ -197,7 +201,7 @@ mod tests {
     fn a_name_of_somebody_elses_is_taken() {
         let dir = std::env::temp_dir().join(format!("thinmap-nodes-{}", std::process::id()));
         std::fs::create_dir_all(&dir).expect("directory");
-        let nodes = Nodes::open(&dir.join("mapper"), &dir).expect("nodes");
+        let nodes = Nodes::open(&dir.join("mapper"), &dir, false).expect("nodes");
         let name = |text: &str| DmName::new(text).expect("a name");
         assert!(!nodes.is_taken(&name("new")));
         symlink("/dev/null", nodes.path(&name("leads-somewhere"))).expect("link");
@@ -214,6 +218,25 @@ mod tests {
             )
             .expect("link");
         assert!(!nodes.is_taken(&name("ours")));
+        std::fs::remove_dir_all(&dir).expect("removed");
+    }
+
+    #[test]
+    fn links_are_made_where_they_are_wished() {
+        let dir = std::env::temp_dir().join(format!("thinmap-links-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).expect("directory");
+        let nodes = Nodes::open(&dir.join("mapper"), &dir, true).expect("nodes");
+        let name = DmName::new("ours").expect("a name");
+        let target = Path::new("/dev/loop7");
+        for _twice in 0..2 {
+            nodes
+                .add(&name, DevNo::new(7, 7), target, true)
+                .expect("link");
+            let leads_to = std::fs::read_link(nodes.path(&name)).expect("a link");
+            assert_eq!(leads_to, target);
+        }
+        nodes.remove(&name);
+        assert!(nodes.path(&name).symlink_metadata().is_err());
         std::fs::remove_dir_all(&dir).expect("removed");
     }
 
