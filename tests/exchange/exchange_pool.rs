@@ -7,7 +7,7 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use thinmap_tests::arm::{self, Case};
+use thinmap_tests::arm::{self, Case, Dmsetup};
 use thinmap_tests::uml::Uml;
 
 const OPEN_AND_CHECK: &str = "check_images; close_images";
@@ -19,22 +19,18 @@ fn kernel(cases: &[Case]) -> anyhow::Result<Vec<String>> {
     arm::kernel(cases, false, 5)
 }
 
+fn thinmap(cases: &[Case]) -> anyhow::Result<Vec<String>> {
+    arm::thinmap_arm(cases, Dmsetup::Ours)
+}
+
 #[test]
 fn exchange_kernel_to_thinmap_and_back() {
-    exchange(
-        "exchange_kernel_to_thinmap_and_back",
-        kernel,
-        arm::thinmap_arm,
-    );
+    exchange("exchange_kernel_to_thinmap_and_back", kernel, thinmap);
 }
 
 #[test]
 fn exchange_thinmap_to_kernel_and_back() {
-    exchange(
-        "exchange_thinmap_to_kernel_and_back",
-        arm::thinmap_arm,
-        kernel,
-    );
+    exchange("exchange_thinmap_to_kernel_and_back", thinmap, kernel);
 }
 
 /// The proof that the body itself is right: the kernel with itself.
