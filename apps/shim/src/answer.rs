@@ -1,8 +1,7 @@
 //! What a libc function gives back: its own way of failing, and files that hold a text.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 
-use rustix::fs::{MemfdFlags, SealFlags, SeekFrom};
 use rustix::io::Errno;
 use thinmap_interpose::Face;
 
@@ -53,26 +52,9 @@ pub fn keeping_errno<T>(work: impl FnOnce() -> T) -> T {
 
 /// Opens what a face shows.
 pub fn open_face(face: &Face, close_on_exec: bool) -> Result<OwnedFd, Errno> {
-    let fd = match face {
-        Face::Control => world().open_control()?,
-        Face::Text(text) => text_file(text)?,
-    };
+    let fd = face.open(world())?;
     if !close_on_exec {
         rustix::io::fcntl_setfd(&fd, rustix::io::FdFlags::empty())?;
     }
-    Ok(fd)
-}
-
-/// A file that is nowhere, holds `text` and takes no other.
-fn text_file(text: &[u8]) -> Result<OwnedFd, Errno> {
-    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
-    let fd = rustix::fs::memfd_create(c"thinmap", flags)?;
-    let mut rest = text;
-    while !rest.is_empty() {
-        let written = rustix::io::write(&fd, rest)?;
-        rest = rest.get(written..).unwrap_or_default();
-    }
-    rustix::fs::seek(&fd, SeekFrom::Start(0))?;
-    rustix::fs::fcntl_add_seals(fd.as_fd(), SealFlags::WRITE | SealFlags::GROW)?;
     Ok(fd)
 }

@@ -3,7 +3,7 @@
 use std::os::fd::BorrowedFd;
 
 use libc::{c_int, c_ulong};
-use thinmap_interpose::{ProcessMemory, is_dm_ioctl};
+use thinmap_interpose::{ThisThread, is_dm_ioctl};
 
 use crate::answer::{fail, keeping_errno};
 use crate::next::stand_before;
@@ -29,7 +29,7 @@ unsafe fn forward_or_pass(
         enter(|| {
             world()
                 .is_control_fd(borrowed)
-                .then(|| world().ioctl(borrowed, &ProcessMemory::own(), request as u32, argument))
+                .then(|| world().ioctl(borrowed, &ThisThread::new(), request as u32, argument))
         })
     });
     match answer {

@@ -1,8 +1,9 @@
 //! Looking at a path without opening it: where the kernel has nothing there may be something of ours.
 
-use libc::{c_char, c_int, c_uint, mode_t};
+use libc::{c_char, c_int, c_uint};
+use rustix::fs::Access;
 use rustix::io::Errno;
-use thinmap_interpose::{CONTROL_MAJOR, CONTROL_MINOR, Face};
+use thinmap_interpose::{Face, NodeKind};
 
 use crate::answer::{errno, fail, keeping_errno};
 use crate::next::stand_before;
@@ -66,10 +67,10 @@ unsafe fn statx_path(
 }
 
 unsafe fn access_path(next: impl Fn() -> c_int, path: *const c_char, mode: c_int) -> c_int {
-    let writes_text = |face: &Face| mode & libc::W_OK != 0 && *face != Face::Control;
+    let mode = Access::from_bits_retain(mode as u32);
     let mut denied = false;
     // SAFETY: the caller's path, as access asks for it.
-    let found = unsafe { look(next, path, |face| denied = writes_text(face)) };
+    let found = unsafe { look(next, path, |face| denied = !face.grants(mode)) };
     if denied { fail(Errno::ACCESS) } else { found }
 }
 
@@ -110,18 +111,10 @@ unsafe fn look(
     }
 }
 
-/// Mode and, for a device, its number.
-fn mode_of(face: &Face) -> (mode_t, u32, u32) {
-    match face {
-        Face::Control => (libc::S_IFCHR | 0o600, CONTROL_MAJOR, CONTROL_MINOR),
-        Face::Text(_) => (libc::S_IFREG | 0o444, 0, 0),
-    }
-}
-
 fn stat_of(face: &Face) -> libc::stat64 {
     // SAFETY: a structure of integers, for which zeroes are a value.
     let mut stat: libc::stat64 = unsafe { std::mem::zeroed() };
-    let (mode, major, minor) = mode_of(face);
+    let NodeKind { mode, major, minor } = face.node_kind();
     stat.st_mode = mode;
     stat.st_nlink = 1;
     stat.st_rdev = libc::makedev(major, minor);
@@ -132,7 +125,7 @@ fn stat_of(face: &Face) -> libc::stat64 {
 fn statx_of(face: &Face) -> libc::statx {
     // SAFETY: as above.
     let mut stat: libc::statx = unsafe { std::mem::zeroed() };
-    let (mode, major, minor) = mode_of(face);
+    let NodeKind { mode, major, minor } = face.node_kind();
     stat.stx_mask = libc::STATX_BASIC_STATS;
     stat.stx_mode = mode as u16;
     stat.stx_nlink = 1;

@@ -8,6 +8,7 @@ mod dmsetup;
 mod native;
 mod run;
 mod run_paths;
+mod run_static;
 
 use std::path::{Path, PathBuf};
 
@@ -68,6 +69,9 @@ enum Verb {
     },
     /// Run a program written for the kernel's device mapper on thinmap's (dmsetup, lvm, dockerd, ...)
     Run {
+        /// By seccomp user notification: for programs that are statically linked or make system calls themselves
+        #[arg(long = "static")]
+        is_static: bool,
         /// The program and its arguments, best behind `--`
         #[arg(
             trailing_var_arg = true,
@@ -76,6 +80,13 @@ enum Verb {
             value_name = "PROGRAM"
         )]
         program: Vec<std::ffi::OsString>,
+    },
+    /// Perform the system calls of a program under `run --static`; standard input is a socket to it
+    #[command(hide = true)]
+    Supervise {
+        /// Go on in a process of one's own
+        #[arg(long)]
+        detach: bool,
     },
     /// The dmsetup-compatible command; see `thinmap dmsetup help`
     #[command(disable_help_flag = true)]
@@ -185,7 +196,15 @@ fn perform(cli: Cli) -> anyhow::Result<i32> {
         Verb::Stop { force } => native::stop(&paths, force)?,
         Verb::Ping => native::ping(&paths)?,
         Verb::LsExports { name, json } => native::list_exports(&paths, name, json, autostart)?,
-        Verb::Run { program } => run::run(&paths, &program, autostart)?,
+        Verb::Run { program, is_static } => {
+            let program = run::Program::find(&program)?;
+            if is_static {
+                run_static::run(&paths, &program, autostart)?;
+            } else {
+                run::run(&paths, &program, autostart)?;
+            }
+        }
+        Verb::Supervise { detach } => run_static::supervise(&paths, detach)?,
         Verb::Dmsetup { args } => return Ok(dmsetup::main("dmsetup", &args, paths, autostart)),
     }
     Ok(0)

@@ -17,15 +17,59 @@ pub const SHIM: &str = "libthinmap_dm.so";
 /// Names the shim where it is not beside the program.
 const SHIM_IN_ENVIRONMENT: &str = "THINMAP_SHIM";
 
+/// What is to be run.
+pub struct Program<'a> {
+    /// Its file.
+    pub path: PathBuf,
+    /// As it was called.
+    pub name: &'a OsStr,
+    /// What follows its name.
+    pub args: &'a [OsString],
+}
+
+impl<'a> Program<'a> {
+    /// Finds the file of a command line's program as a shell would.
+    pub fn find(words: &'a [OsString]) -> anyhow::Result<Self> {
+        let (name, args) = words.split_first().context("no program was named")?;
+        let path = find_program(name)?;
+        Ok(Self { path, name, args })
+    }
+
+    /// The command that runs it knowing where the daemon is, which is running by then.
+    pub fn command(&self, paths: &RunPaths, autostart: bool) -> anyhow::Result<Command> {
+        daemon_start::connect(paths, autostart)
+            .with_context(|| format!("control socket {}", paths.control_socket().display()))?;
+        let mut command = Command::new(&self.path);
+        command
+            .arg0(self.name)
+            .args(self.args)
+            .env("THINMAP_RUN_DIR", &paths.run_dir)
+            .env("THINMAP_DEV_DIR", &paths.dev_dir)
+            // No uevent of the kernel's tells udev of our devices, so nobody must wait for what udev would do.
+            .env("DM_DISABLE_UDEV", "1");
+        // libdevmapper puts "mapper" behind what this says.
+        if paths.dev_dir != Path::new("/dev/mapper")
+            && paths.dev_dir.file_name() == Some(OsStr::new("mapper"))
+            && let Some(parent) = paths.dev_dir.parent()
+        {
+            command.env("DM_DEV_DIR", parent);
+        }
+        Ok(command)
+    }
+
+    /// Replaces this process by it. Returns only if that fails.
+    pub fn execute(&self, mut command: Command) -> anyhow::Result<()> {
+        Err(command.exec()).with_context(|| self.path.display().to_string())
+    }
+}
+
 /// Replaces this process by `program`, with the shim in it. Returns only if that fails.
-pub fn run(paths: &RunPaths, program: &[OsString], autostart: bool) -> anyhow::Result<()> {
-    let (name, args) = program.split_first().context("no program was named")?;
-    let path = find_program(name)?;
-    if is_static(&path) {
+pub fn run(paths: &RunPaths, program: &Program<'_>, autostart: bool) -> anyhow::Result<()> {
+    if is_static(&program.path) {
         bail!(
             "{} is statically linked, so nothing can be preloaded into it; try: thinmap run --static -- {}",
-            path.display(),
-            name.to_string_lossy()
+            program.path.display(),
+            program.name.to_string_lossy()
         );
     }
     let mut preload = shim()?.into_os_string();
@@ -33,33 +77,13 @@ pub fn run(paths: &RunPaths, program: &[OsString], autostart: bool) -> anyhow::R
         preload.push(":");
         preload.push(others);
     }
-    let mut command = prepare(paths, &path, autostart)?;
-    command.arg0(name).args(args).env("LD_PRELOAD", preload);
-    Err(command.exec()).with_context(|| path.display().to_string())
+    let mut command = program.command(paths, autostart)?;
+    command.env("LD_PRELOAD", preload);
+    program.execute(command)
 }
 
-/// The command that runs `path` knowing where the daemon is, which is running by then.
-pub fn prepare(paths: &RunPaths, path: &Path, autostart: bool) -> anyhow::Result<Command> {
-    daemon_start::connect(paths, autostart)
-        .with_context(|| format!("control socket {}", paths.control_socket().display()))?;
-    let mut command = Command::new(path);
-    command
-        .env("THINMAP_RUN_DIR", &paths.run_dir)
-        .env("THINMAP_DEV_DIR", &paths.dev_dir)
-        // No uevent of the kernel's tells udev of our devices, so nobody must wait for what udev would do.
-        .env("DM_DISABLE_UDEV", "1");
-    // libdevmapper puts "mapper" behind what this says.
-    if paths.dev_dir != Path::new("/dev/mapper")
-        && paths.dev_dir.file_name() == Some(OsStr::new("mapper"))
-        && let Some(parent) = paths.dev_dir.parent()
-    {
-        command.env("DM_DEV_DIR", parent);
-    }
-    Ok(command)
-}
-
-/// The program's file, found as a shell would.
-pub fn find_program(name: &OsStr) -> anyhow::Result<PathBuf> {
+/// As a shell finds it.
+fn find_program(name: &OsStr) -> anyhow::Result<PathBuf> {
     if name.as_encoded_bytes().contains(&b'/') {
         return Ok(PathBuf::from(name));
     }

@@ -1,11 +1,11 @@
 //! The commands' side of the control socket.
 
 use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use rustix::io::Errno;
-use rustix::net::RecvFlags;
 
 use crate::frame::{BODY_BYTES_MAX, RequestFrame, ResponseFrame};
 use crate::ioctl::Header;
@@ -78,16 +78,16 @@ impl Client {
     }
 
     /// One raw ioctl for a program that waits in `ioctl(2)`: a refusal is an answer too, with what the kernel would have
-    /// written into the caller's buffer. With `until_signal` a signal ends the wait as it ends a system call: EINTR, or not at
-    /// all if its handler restarts calls. The connection is of no use afterwards.
+    /// written into the caller's buffer. `wait` comes between request and answer, with the connection; what it gives up with ends
+    /// the call, and the connection is of no use afterwards.
     pub fn forward(
         &mut self,
         nr: u32,
         buffer: Vec<u8>,
-        until_signal: bool,
+        wait: impl FnOnce(BorrowedFd<'_>) -> io::Result<()>,
     ) -> Result<Forwarded, CallError> {
         let request = RequestFrame::Ioctl { nr, buffer };
-        let answer = self.exchange(&request, until_signal)?;
+        let answer = self.exchange(&request, wait)?;
         Ok(Forwarded {
             errno: i32::try_from(answer.errno).unwrap_or(i32::MAX),
             buffer: answer.body,
@@ -133,20 +133,17 @@ impl Client {
     fn exchange(
         &mut self,
         request: &RequestFrame,
-        until_signal: bool,
+        wait: impl FnOnce(BorrowedFd<'_>) -> io::Result<()>,
     ) -> Result<ResponseFrame, CallError> {
-        let answer = request.write(&mut self.stream).and_then(|()| {
-            if until_signal {
-                let mut first = [0];
-                rustix::net::recv(&self.stream, &mut first[..], RecvFlags::PEEK)?;
-            }
-            ResponseFrame::read(&mut self.stream)
-        });
+        let answer = request
+            .write(&mut self.stream)
+            .and_then(|()| wait(self.stream.as_fd()))
+            .and_then(|()| ResponseFrame::read(&mut self.stream));
         answer.map_err(|source| self.transport(source))
     }
 
     fn call(&mut self, request: &RequestFrame) -> Result<Vec<u8>, CallError> {
-        let answer = self.exchange(request, false)?;
+        let answer = self.exchange(request, |_| Ok(()))?;
         if answer.errno == 0 {
             return Ok(answer.body);
         }

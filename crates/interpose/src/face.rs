@@ -1,11 +1,20 @@
 //! Which paths look different to a program that looks for device mapper.
 
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
+use rustix::fs::{Access, MemfdFlags, SealFlags, SeekFrom};
+use rustix::io::Errno;
+
 use crate::proc_files;
 use crate::sysfs;
-use crate::world::World;
+use crate::world::{CONTROL_MAJOR, CONTROL_MINOR, World};
+
+const PROC_MISC: &[u8] = b"/proc/misc";
+const PROC_DEVICES: &[u8] = b"/proc/devices";
+const S_IFCHR: u32 = 0o020_000;
+const S_IFREG: u32 = 0o100_000;
 
 /// What stands at a path in place of what the kernel has there.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -16,15 +25,76 @@ pub enum Face {
     Text(Vec<u8>),
 }
 
+/// What `stat` tells of a face.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct NodeKind {
+    /// Type and permissions.
+    pub mode: u32,
+    /// Of a device, its numbers; otherwise 0.
+    pub major: u32,
+    /// See `major`.
+    pub minor: u32,
+}
+
+impl Face {
+    /// What `stat` tells of it.
+    pub fn node_kind(&self) -> NodeKind {
+        let file = |mode, major, minor| NodeKind { mode, major, minor };
+        match self {
+            Self::Control => file(S_IFCHR | 0o600, CONTROL_MAJOR, CONTROL_MINOR),
+            Self::Text(_) => file(S_IFREG | 0o444, 0, 0),
+        }
+    }
+
+    /// Whether `access` grants `mode` (R_OK, W_OK, X_OK) on it.
+    pub fn grants(&self, mode: Access) -> bool {
+        let writes_text = mode.contains(Access::WRITE_OK) && *self != Self::Control;
+        !writes_text && !mode.contains(Access::EXEC_OK)
+    }
+
+    /// Opens what it shows in `world`, to be closed at an exec.
+    pub fn open(&self, world: &World) -> Result<OwnedFd, Errno> {
+        match self {
+            Self::Control => world.open_control(),
+            Self::Text(text) => text_file(text),
+        }
+    }
+}
+
+/// A file that is nowhere, holds `text` and takes no other.
+fn text_file(text: &[u8]) -> Result<OwnedFd, Errno> {
+    let fd = rustix::fs::memfd_create(c"thinmap", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
+    let mut rest = text;
+    while !rest.is_empty() {
+        let written = rustix::io::write(&fd, rest)?;
+        rest = rest.get(written..).unwrap_or_default();
+    }
+    rustix::fs::seek(&fd, SeekFrom::Start(0))?;
+    rustix::fs::fcntl_add_seals(&fd, SealFlags::WRITE | SealFlags::GROW)?;
+    Ok(fd)
+}
+
 impl World {
+    /// Whether the path may have a face, or a removal to be left out: a quick answer for the many that have none.
+    pub fn concerns(&self, path: &Path) -> bool {
+        let bytes = path.as_os_str().as_bytes();
+        let in_sysfs = bytes.starts_with(b"/sys/")
+            && path.parent().is_some_and(|parent| parent.ends_with("dm"));
+        self.is_control(path)
+            || bytes == PROC_MISC
+            || bytes == PROC_DEVICES
+            || in_sysfs
+            || self.renamed.concerns(path)
+    }
+
     /// The face of an absolute path that stands before whatever the kernel has there.
     pub fn face(&self, path: &Path) -> Option<Face> {
         if self.is_control(path) {
             return Some(Face::Control);
         }
         let text = match path.as_os_str().as_bytes() {
-            b"/proc/misc" => proc_files::misc(),
-            b"/proc/devices" => proc_files::devices(&self.majors()),
+            PROC_MISC => proc_files::misc(),
+            PROC_DEVICES => proc_files::devices(&self.majors()),
             _ => None,
         };
         text.map(Face::Text)

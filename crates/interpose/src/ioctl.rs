@@ -1,14 +1,14 @@
 //! One device-mapper ioctl, forwarded: read the caller's buffer as the kernel would, ask the daemon, write the answer back.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 
 use rustix::io::Errno;
 use thinmap_control::BODY_BYTES_MAX;
 use thinmap_control::ioctl::{Command, HEADER_BYTES_MIN, Header, IOCTL_TYPE};
 use zerocopy::FromBytes;
 
+use crate::caller::Caller;
 use crate::foreign;
-use crate::memory::CallerMemory;
 use crate::world::World;
 
 /// Bytes of the version numbers at the start of the buffer.
@@ -27,7 +27,7 @@ impl World {
     pub fn ioctl(
         &self,
         fd: impl AsFd,
-        memory: &impl CallerMemory,
+        caller: &impl Caller,
         request: u32,
         address: u64,
     ) -> Result<(), Errno> {
@@ -35,21 +35,25 @@ impl World {
             return Err(Errno::NOTTY);
         }
         let nr = request & 0xff;
-        let buffer = fetch(memory, nr, address)?;
+        let buffer = fetch(caller, nr, address)?;
         if nr == Command::DevArmPoll.nr() {
             self.arm_poll(fd);
         }
         let mut client = self.connect()?;
         let waits = nr == Command::DevWait.nr();
-        match client.forward(nr, buffer.clone(), waits) {
+        let wait = |answer: BorrowedFd<'_>| match waits {
+            true => Ok(caller.wait_for(answer)?),
+            false => Ok(()),
+        };
+        match client.forward(nr, buffer.clone(), wait) {
             Ok(answer) => {
                 if answer.errno == Errno::NXIO.raw_os_error()
                     && let Some(stranger) = foreign::answer(nr, &buffer, &self.majors())
                 {
-                    return memory.write(address, &stranger);
+                    return caller.write(address, &stranger);
                 }
                 // Of a refused command, the version: the kernel tells it before it looks at anything else.
-                memory.write(address, &answer.buffer)?;
+                caller.write(address, &answer.buffer)?;
                 if answer.errno == 0 {
                     self.renamed.note(nr, &buffer);
                     return Ok(());
@@ -64,15 +68,15 @@ impl World {
 
 /// What the kernel copies in: the version for the version command, the header for commands that ignore the rest, else
 /// `data_size` bytes.
-fn fetch(memory: &impl CallerMemory, nr: u32, address: u64) -> Result<Vec<u8>, Errno> {
+fn fetch(caller: &impl Caller, nr: u32, address: u64) -> Result<Vec<u8>, Errno> {
     let mut buffer = vec![0; VERSION_BYTES];
-    memory.read(address, &mut buffer)?;
+    caller.read(address, &mut buffer)?;
     let command = Command::from_nr(nr);
     if command.is_none_or(|command| command == Command::Version) {
         return Ok(buffer);
     }
     buffer.resize(HEADER_BYTES_MIN, 0);
-    memory.read(address, &mut buffer)?;
+    caller.read(address, &mut buffer)?;
     if command.is_some_and(Command::ignores_payload) {
         return Ok(buffer);
     }
@@ -86,7 +90,7 @@ fn fetch(memory: &impl CallerMemory, nr: u32, address: u64) -> Result<Vec<u8>, E
         let start = buffer.len();
         buffer.resize(size.min(start + READ_STEP_BYTES), 0);
         let rest = buffer.get_mut(start..).ok_or(Errno::FAULT)?;
-        memory.read(address + start as u64, rest)?;
+        caller.read(address + start as u64, rest)?;
     }
     Ok(buffer)
 }

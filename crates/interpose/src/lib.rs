@@ -6,16 +6,16 @@
 //! `docs/internals/interposition.md`.
 #![forbid(unsafe_code)]
 
+mod caller;
 mod face;
 mod foreign;
 mod ioctl;
-mod memory;
 mod proc_files;
 mod renamed;
 mod sysfs;
 mod world;
 
-pub use face::Face;
+pub use caller::{Caller, ProcessMemory, ThisThread};
+pub use face::{Face, NodeKind};
 pub use ioctl::is_dm_ioctl;
-pub use memory::{CallerMemory, ProcessMemory};
-pub use world::{CONTROL_MAJOR, CONTROL_MINOR, World};
+pub use world::World;

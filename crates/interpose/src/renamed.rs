@@ -46,12 +46,17 @@ impl Renamed {
         }
     }
 
+    /// Whether the path is in the device directory.
+    pub fn concerns(&self, path: &Path) -> bool {
+        path.parent() == Some(&self.dev_dir)
+    }
+
     /// Whether the removal of `path` is the one to leave out; asked once for each removal.
     pub fn keeps(&self, path: &Path) -> bool {
         let Some(name) = path.file_name() else {
             return false;
         };
-        if path.parent() != Some(&self.dev_dir) {
+        if !self.concerns(path) {
             return false;
         }
         let mut known = false;
