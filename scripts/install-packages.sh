@@ -5,7 +5,7 @@ set -euo pipefail
 demo=(e2fsprogs util-linux libnbd-bin)
 clients=(docker.io containerd runc busybox-static xfsprogs e2fsprogs util-linux)
 test=("${demo[@]}" "${clients[@]}" lvm2 dmsetup thin-provisioning-tools user-mode-linux kmod fio btrfs-progs
-      qemu-utils nbdkit python3 python3-libnbd procps fuse3)
+      qemu-utils nbdkit golang-go python3 python3-libnbd procps fuse3)
 
 case "${1:-demo}" in
     demo) wanted=("${demo[@]}") ;;

@@ -5,4 +5,5 @@
 mod containerd;
 mod docker;
 mod lvm2;
+mod static_program;
 mod support;

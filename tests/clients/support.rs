@@ -1,15 +1,18 @@
 //! What the clients' tests share: whose turn it is, and what must be installed.
 
+use std::fs::File;
 use std::path::Path;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use rustix::fs::FlockOperation;
 
 use thinmap_tests::world::{World, can_make_block_devices};
 
-static TURN: Mutex<()> = Mutex::new(());
+/// Held by the test whose turn it is: also against another run of the tests on the same machine.
+const TURN: &str = "/run/thinmap-clients.turn";
 
 /// The world of a user who sets nothing, to one test at a time. `None`, with a SKIP line, where it cannot be had or one of
 /// `programs` (absolute paths) is missing.
-pub fn turn(test: &str, programs: &[&str]) -> Option<(World, MutexGuard<'static, ()>)> {
+pub fn turn(test: &str, programs: &[&str]) -> Option<(World, File)> {
     if !can_make_block_devices(test) {
         return None;
     }
@@ -17,6 +20,7 @@ pub fn turn(test: &str, programs: &[&str]) -> Option<(World, MutexGuard<'static,
         println!("SKIP {test}: needs {missing}");
         return None;
     }
-    let guard = TURN.lock().unwrap_or_else(PoisonError::into_inner);
-    Some((World::with_default_directories(), guard))
+    let turn = File::create(TURN).expect("lock file");
+    rustix::fs::flock(&turn, FlockOperation::LockExclusive).expect("a turn");
+    Some((World::with_default_directories(), turn))
 }

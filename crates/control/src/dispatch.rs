@@ -18,8 +18,12 @@ pub fn dispatch(
     cancel: &CancelToken,
 ) -> Result<(), DmError> {
     let result = run(service, nr, buffer, cancel);
-    if result.is_err() {
+    if let Err(error) = &result {
         put_version_only(buffer);
+        // A program written for the kernel sees the errno alone; the reason is looked for in the log.
+        if !error.text.is_empty() {
+            tracing::warn!(errno = error.errno, "{}", error.text);
+        }
     }
     result
 }
