@@ -65,7 +65,16 @@ CONFIG
     s() { c snapshots --snapshotter devmapper "$@"; }
     # ctr prints a mount command, with an empty list of options that mount does not take.
     at() { mount "$(s mounts m $1 | grep -o '/dev/mapper/[^ ]*')" m; }
-    # Removal goes on in the background: until nothing but the pool is left, or for ten seconds.
+    # Removal goes on in the background. A containerd that is stopped meanwhile takes what is half removed for faulty when it
+    # starts again and leaves it there for good. So until no device is active but the pool and those of active snapshots.
+    idle() {
+        for try in $(seq 100); do
+            [ $(dmsetup ls | wc -l) = $((1 + $(s ls | grep -c Active))) ] && sleep 0.3 && return 0
+            sleep 0.1
+        done
+        dmsetup ls; s ls
+    }
+    # Until nothing but the pool is left, or for ten seconds.
     settle() {
         for try in $(seq 100); do
             [ "$(dmsetup ls | cut -f1)" = ctrd-pool ] && [ "$(used)" = "$1" ] && return 0
@@ -97,7 +106,7 @@ fn life(world: &World, how: &str) -> String {
         s commit layer work; s prepare child layer > /dev/null
         at child; cat m/file; umount m
         # containerd starts again and knows its snapshots.
-        stop; start {how}
+        idle; stop; start {how}
         at child; cat m/file; umount m
         s rm child; s rm layer
         c images rm --sync $BB > /dev/null
