@@ -173,7 +173,9 @@ fn a_full_pool_refuses_containers_and_recovers_when_it_grows() {
         d create bb /bin/sh > created 2>&1 || true; grep -o 'less than minimum required' created | head -1
         stop; start $on_pool --storage-opt dm.min_free_space=0%
         fill third 900 > third.out 2>&1 || true
-        grep -o -e 'No space left on device' -e 'I/O error' third.out | sort -u | head -1 | sed 's/.*/the third container saw the end/'
+        # Which of its writes fails first, and so how the container says it, is a matter of when write-back runs.
+        grep -qi -e 'no space left' -e 'i/o error' -e 'input/output error' -e 'read-only file system' third.out \
+            && echo 'the third container saw the end' || tail -c 1000 third.out
         dmsetup status docker-pool | cut -d' ' -f8
         # Room again: more data, and the pool takes writes by itself.
         sectors=$((6 << 21)); pool reload; dmsetup resume docker-pool

@@ -5,6 +5,7 @@
 #
 #   WORK    an empty directory of the case's own
 #   DEVDIR  where mapped devices appear (/dev/mapper for the kernel)
+#   VIA     what a program is run by that speaks to device mapper itself (nothing for the kernel)
 #   KLOG    1: print what the kernel logged after each command, as "# kernel:" lines
 #
 # A transcript is, for each command: "$ the command", its standard output, its standard error with

@@ -46,7 +46,8 @@ pub fn kernel(cases: &[Case], kernel_log: bool, minutes: u64) -> Result<Vec<Stri
     let outputs = tempfile::Builder::new()
         .prefix("thinmap-kernel.")
         .tempdir()?;
-    let script = driver(cases, outputs.path(), "/run", "/dev/mapper", kernel_log)?;
+    let settings = "export DEVDIR=/dev/mapper VIA=";
+    let script = driver(cases, outputs.path(), "/run", settings, kernel_log)?;
     let uml = Uml::new(Duration::from_secs(60 * minutes))?;
     let run = uml
         .run(&script, &[])
@@ -94,9 +95,10 @@ pub fn thinmap_arm(cases: &[Case], dmsetup: Dmsetup) -> Result<Vec<String>> {
     }
     let devices = at("mapper").display().to_string();
     let work = at("work").display().to_string();
+    let settings = format!("export DEVDIR={devices} 'VIA={} run --'", binary.display());
     fs::write(
         at("driver"),
-        driver(cases, &at("out"), &work, &devices, false)?,
+        driver(cases, &at("out"), &work, &settings, false)?,
     )?;
     let path = format!("{}:{DISTRIBUTIONS}", at("bin").display());
     let with_world = |program: &Path| {
@@ -126,12 +128,13 @@ pub fn thinmap_arm(cases: &[Case], dmsetup: Dmsetup) -> Result<Vec<String>> {
         .collect())
 }
 
-/// A script that runs every case in a shell of its own, each into a file of its own.
-fn driver(cases: &[Case], out: &Path, work: &str, devices: &str, log: bool) -> Result<String> {
+/// A script that runs every case in a shell of its own, each into a file of its own. `settings` sets the variables that differ
+/// between the arms.
+fn driver(cases: &[Case], out: &Path, work: &str, settings: &str, log: bool) -> Result<String> {
     let prelude = package().join("conformance/prelude.sh").canonicalize()?;
     let bodies = out.join("bodies");
     fs::create_dir_all(&bodies)?;
-    let mut script = format!("export DEVDIR={devices} KLOG={}\n", u8::from(log));
+    let mut script = format!("{settings}\nexport KLOG={}\n", u8::from(log));
     for Case { name, body } in cases {
         let file = bodies.join(name);
         fs::write(&file, format!(". {}\n{body}\ntidy_up\n", prelude.display()))?;

@@ -118,9 +118,10 @@ impl Client {
             .ok_or_else(|| DmError::new(Errno::PROTO, "the daemon told no version").into())
     }
 
-    /// The connection itself.
-    pub fn into_stream(self) -> UnixStream {
-        self.stream
+    /// Makes the connection one on which the daemon sends a byte for each event of any device.
+    pub fn watch_events(mut self) -> Result<UnixStream, CallError> {
+        self.native(&NativeRequest::WatchEvents)?;
+        Ok(self.stream)
     }
 
     /// One native request.

@@ -126,7 +126,7 @@ fn info() -> impl Strategy<Value = DeviceInfo> {
         proptest::option::of(uuid()),
         dev(),
         any::<(u32, u32)>(),
-        any::<(bool, bool, bool)>(),
+        any::<(bool, bool, bool, bool)>(),
         table(),
         table(),
     )
@@ -140,6 +140,7 @@ fn info() -> impl Strategy<Value = DeviceInfo> {
                 suspended: states.0,
                 internally_suspended: states.1,
                 deferred_remove: states.2,
+                uevent: states.3,
                 live,
                 inactive,
             },
@@ -404,5 +405,5 @@ fn flags_are_cleared_on_the_way_in() {
     buffer[..HEADER_BYTES_MIN].copy_from_slice(header.as_bytes());
     Response::Removed.encode(&request, &mut buffer);
     let (header, _) = Header::read_from_prefix(&buffer).unwrap();
-    assert_eq!(header.flags.get(), 0);
+    assert_eq!(header.flags.get(), flag::UEVENT_GENERATED);
 }

@@ -125,8 +125,8 @@ pub mod flag {
     pub const NOFLUSH: u32 = 1 << 11;
     /// In: speak of the inactive table.
     pub const QUERY_INACTIVE_TABLE: u32 = 1 << 12;
-    /// Out: a uevent was sent. Never set here: there is no kernel device whose uevent a udev rule
-    /// could complete, so a waiting client must complete its cookie itself.
+    /// Out: a uevent was sent, so that somebody completes the caller's cookie. Set where the kernel sets it; no uevent
+    /// is sent here, and whoever performs the ioctl for a program completes the cookie itself.
     pub const UEVENT_GENERATED: u32 = 1 << 13;
     /// In: rename sets the uuid; list gives uuids.
     pub const UUID: u32 = 1 << 14;

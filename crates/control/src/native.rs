@@ -2,6 +2,8 @@
 //!
 //! A field may be added with a default; none is renamed or given another meaning.
 
+use std::io;
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -27,6 +29,9 @@ pub enum NativeRequest {
         /// The device's name.
         name: String,
     },
+    /// From the answer on the connection carries one byte for each event of any device (what `poll` on the kernel's
+    /// control node tells of) and no more requests.
+    WatchEvents,
 }
 
 /// The answer to a [`NativeRequest`]; a failed request is answered with errno and text instead.
@@ -42,6 +47,8 @@ pub enum NativeResponse {
     OpenPath {
         device: DeviceExports,
     },
+    /// Events follow.
+    Watching,
 }
 
 /// The daemon about itself.
@@ -82,6 +89,9 @@ pub struct DeviceExports {
     pub notes: Vec<String>,
 }
 
+/// Keeps a client told of events until it is dropped.
+pub type Watching = Box<dyn Send>;
+
 /// The daemon's side of the native requests.
 pub trait NativeService: Send + Sync {
     /// Who is there.
@@ -89,6 +99,14 @@ pub trait NativeService: Send + Sync {
 
     /// Begins the daemon's end; returns at once. EBUSY when devices are open and `force` is not set.
     fn stop(&self, force: bool) -> Result<(), DmError>;
+
+    /// Sends a byte on `client` for each event, without waiting for the client: many that were not fetched may be told as one.
+    /// `begin` is called first; no event after it is missed.
+    fn watch_events(
+        &self,
+        client: UnixStream,
+        begin: &mut dyn FnMut() -> io::Result<()>,
+    ) -> io::Result<Watching>;
 
     /// Every device, sorted by name.
     fn exports(&self) -> Result<Vec<DeviceExports>, DmError>;

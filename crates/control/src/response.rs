@@ -67,7 +67,7 @@ impl Response {
                 buffer.extend_from_slice(header.version.as_bytes());
                 return;
             }
-            Self::Removed => {}
+            Self::Removed => header.flags |= U32::new(flag::UEVENT_GENERATED),
             Self::Device(info) => put_info(&mut header, info, request),
             Self::Devices(devices) => payload = Some(device_list(devices, request)),
             Self::Status(status) => {
@@ -206,6 +206,7 @@ fn put_info(header: &mut Header, info: &DeviceInfo, request: &Request) {
         (flag::SUSPEND, info.suspended),
         (flag::INTERNAL_SUSPEND, info.internally_suspended),
         (flag::DEFERRED_REMOVE, info.deferred_remove),
+        (flag::UEVENT_GENERATED, info.uevent),
         (flag::ACTIVE_PRESENT, info.live.is_some()),
         (flag::INACTIVE_PRESENT, info.inactive.is_some()),
         (flag::READONLY, asked.is_some_and(|table| table.read_only)),
@@ -408,6 +409,7 @@ impl Reader<'_> {
             suspended: header.has(flag::SUSPEND),
             internally_suspended: header.has(flag::INTERNAL_SUSPEND),
             deferred_remove: header.has(flag::DEFERRED_REMOVE),
+            uevent: header.has(flag::UEVENT_GENERATED),
             live: table(flag::ACTIVE_PRESENT, !inactive_asked),
             inactive: table(flag::INACTIVE_PRESENT, inactive_asked),
         })

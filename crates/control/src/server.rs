@@ -332,10 +332,35 @@ fn serve(
         let Some(request) = RequestFrame::read(&mut reader)? else {
             return Ok(());
         };
+        if asks_for_events(&request) {
+            return tell_events(stream, service);
+        }
         let response = answer(request, stream, service, cancel);
         let mut writer = stream;
         response.write(&mut writer)?;
     }
+}
+
+fn asks_for_events(request: &RequestFrame) -> bool {
+    matches!(request, RequestFrame::Native { json }
+        if serde_json::from_slice(json).is_ok_and(|r: NativeRequest| r == NativeRequest::WatchEvents))
+}
+
+/// Tells of events until the peer closes. What it sends is read and not looked at.
+fn tell_events(stream: &UnixStream, service: &dyn ControlService) -> io::Result<()> {
+    let body = serde_json::to_vec(&NativeResponse::Watching)?;
+    let response = ResponseFrame {
+        body,
+        ..ResponseFrame::default()
+    };
+    let mut writer = stream;
+    let watching =
+        service.watch_events(stream.try_clone()?, &mut || response.write(&mut writer))?;
+    stream.set_read_timeout(None)?;
+    let mut reader = stream;
+    let ended = io::copy(&mut reader, &mut io::sink()).map(drop);
+    drop(watching);
+    ended
 }
 
 fn answer(
@@ -424,6 +449,7 @@ fn native(service: &dyn ControlService, json: &[u8]) -> Result<Vec<u8>, DmError>
         NativeRequest::Devices => NativeResponse::Devices {
             devices: service.exports()?,
         },
+        NativeRequest::WatchEvents => unreachable!("served where it ends all other requests"),
         NativeRequest::OpenPath { name } => NativeResponse::OpenPath {
             device: service.exports_of(&name)?,
         },

@@ -76,6 +76,8 @@ pub struct DeviceInfo {
     pub internally_suspended: bool,
     /// Removal waits for the last user to close.
     pub deferred_remove: bool,
+    /// Of a command that changes the device: the kernel would have sent a uevent about it.
+    pub uevent: bool,
     /// `None` when no table was ever resumed.
     pub live: Option<TableInfo>,
     /// `None` when no table is loaded and waiting for resume.

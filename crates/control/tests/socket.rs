@@ -5,18 +5,29 @@ use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex, Weak};
 
 use rustix::io::Errno;
-use thinmap_control::native::{DaemonInfo, DeviceExports, NativeRequest, NativeResponse};
+use thinmap_control::native::{DaemonInfo, DeviceExports, NativeRequest, NativeResponse, Watching};
 use thinmap_control::*;
 use thinmap_units::{DevNo, DmName, DmUuid, Sector};
 
 /// Knows one device, `d`; a wait on it lasts until it is cancelled.
 #[derive(Default)]
 struct One {
+    this: Weak<One>,
+    /// Waits and watchers.
     waiting: AtomicUsize,
     changed: (Mutex<()>, Condvar),
+}
+
+struct StopsWatching(Arc<One>);
+
+impl Drop for StopsWatching {
+    fn drop(&mut self) {
+        self.0
+            .note(|| drop(self.0.waiting.fetch_sub(1, Ordering::SeqCst)));
+    }
 }
 
 impl One {
@@ -30,6 +41,7 @@ impl One {
             suspended: false,
             internally_suspended: false,
             deferred_remove: false,
+            uevent: false,
             live: Some(TableInfo {
                 target_count: 1,
                 read_only: false,
@@ -181,6 +193,17 @@ impl NativeService for One {
             Err(DmError::new(Errno::BUSY, "d is open"))
         }
     }
+    /// One event, right behind the answer.
+    fn watch_events(
+        &self,
+        mut client: UnixStream,
+        begin: &mut dyn FnMut() -> std::io::Result<()>,
+    ) -> std::io::Result<Watching> {
+        begin()?;
+        client.write_all(&[0])?;
+        self.note(|| drop(self.waiting.fetch_add(1, Ordering::SeqCst)));
+        Ok(Box::new(StopsWatching(self.this.upgrade().unwrap())))
+    }
     fn exports(&self) -> Result<Vec<DeviceExports>, DmError> {
         Ok(vec![DeviceExports {
             name: "d".into(),
@@ -198,7 +221,10 @@ struct Bench {
 impl Bench {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let service = Arc::new(One::default());
+        let service = Arc::new_cyclic(|this| One {
+            this: this.clone(),
+            ..One::default()
+        });
         let server = Server::bind(&dir.path().join("control.sock")).unwrap();
         let server = Some(server.start(service.clone()).unwrap());
         Self {
@@ -336,6 +362,20 @@ fn native_requests() {
         .native(&NativeRequest::OpenPath { name: "x".into() })
         .unwrap_err();
     assert_eq!(gone.errno(), Errno::NXIO.raw_os_error());
+}
+
+#[test]
+fn events_follow_the_answer_until_the_client_goes() {
+    let bench = Bench::new();
+    let mut stream = bench.client().watch_events().unwrap();
+    let mut event = [1];
+    stream.read_exact(&mut event).unwrap();
+    assert_eq!(event, [0]);
+    // A program may write to the control node; the kernel would refuse it, and nobody reads it here.
+    stream.write_all(b"not a request").unwrap();
+    bench.service.until_waiting(1);
+    drop(stream);
+    bench.service.until_waiting(0);
 }
 
 #[test]

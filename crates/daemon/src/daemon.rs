@@ -11,7 +11,7 @@ use parking_lot::{Condvar, Mutex, RwLock};
 use rustix::io::Errno;
 use thinmap_block::BlockDevice;
 use thinmap_control::{DmError, DmService};
-use thinmap_dm::{Environment, Registry, SuspendFlags};
+use thinmap_dm::{Environment, GlobalEvents, Registry, SuspendFlags};
 use thinmap_exports::block_node::{BlockNodes, NodeError, NodeKind};
 use thinmap_exports::nbd::NbdServer;
 use thinmap_runtime::ActorHandle;
@@ -67,6 +67,11 @@ impl Daemon {
     /// The daemon is ending: waiters give up.
     pub(crate) fn is_stopping(&self) -> bool {
         self.stopping.flag.load(Ordering::Acquire)
+    }
+
+    /// Word of every event. The kernel counts one when devices come, go and are renamed, too.
+    pub(crate) fn events(&self) -> Arc<GlobalEvents> {
+        self.env.shared.of()
     }
 
     /// Users of a device: tables of other devices, openers of its block device, NBD clients.

@@ -1,8 +1,13 @@
 //! The daemon's native requests: who it is, where devices can be reached, the end.
 
+use std::io;
+use std::os::unix::net::UnixStream;
+
 use rustix::io::Errno;
-use thinmap_control::native::{DaemonInfo, DeviceExports};
+use rustix::net::SendFlags;
+use thinmap_control::native::{DaemonInfo, DeviceExports, Watching};
 use thinmap_control::{DmError, NativeService};
+use thinmap_dm::Watcher;
 use thinmap_exports::block_node::NodeKind;
 
 use crate::daemon::Daemon;
@@ -27,6 +32,27 @@ impl NativeService for Daemon {
         }
         self.stopping.begin(force);
         Ok(())
+    }
+
+    fn watch_events(
+        &self,
+        client: UnixStream,
+        begin: &mut dyn FnMut() -> io::Result<()>,
+    ) -> io::Result<Watching> {
+        let watching = self.events().watch(|| {
+            begin()?;
+            let tell = move || {
+                let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+                // With no room left it has been told already.
+                !matches!(
+                    rustix::net::send(&client, &[0], flags),
+                    Err(Errno::PIPE | Errno::CONNRESET)
+                )
+            };
+            let watcher: Watcher = Box::new(tell);
+            Ok::<_, io::Error>(watcher)
+        })?;
+        Ok(Box::new(watching))
     }
 
     fn exports(&self) -> Result<Vec<DeviceExports>, DmError> {

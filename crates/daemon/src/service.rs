@@ -35,6 +35,7 @@ impl DmService for Daemon {
             }
             self.reaper.wake();
         }
+        self.events().issue();
         Ok(())
     }
 
@@ -87,6 +88,7 @@ impl DmService for Daemon {
             let _ = device.node.remove(true);
             return Err(taken_error(&taken, name, uuid));
         }
+        self.events().issue();
         Ok(self.info(&device))
     }
 
@@ -96,15 +98,21 @@ impl DmService for Daemon {
         deferred: bool,
     ) -> Result<Option<DeviceInfo>, DmError> {
         let device = self.find(selector)?;
-        match self.remove_now(&device) {
-            Ok(()) => Ok(None),
+        let left = match self.remove_now(&device) {
+            Ok(()) => {
+                // It may have been the last user of one whose removal was deferred.
+                self.reap();
+                None
+            }
             Err(error) if deferred && error.errno == Errno::BUSY.raw_os_error() => {
                 device.set_deferred_remove(true);
                 self.reaper.wake();
-                Ok(Some(self.info(&device)))
+                Some(self.info(&device))
             }
-            Err(error) => Err(error),
-        }
+            Err(error) => return Err(error),
+        };
+        self.events().issue();
+        Ok(left)
     }
 
     fn cancel_deferred_remove(&self, selector: &DeviceSelector) -> Result<DeviceInfo, DmError> {
@@ -136,7 +144,8 @@ impl DmService for Daemon {
             visible.nbd = Some(new_name.clone());
         }
         drop(visible);
-        Ok(self.info(&device))
+        self.events().issue();
+        Ok(self.changed(&device))
     }
 
     fn set_uuid(&self, device: &DmName, uuid: &DmUuid) -> Result<DeviceInfo, DmError> {
@@ -151,7 +160,8 @@ impl DmService for Daemon {
         self.devices
             .set_uuid(&device, uuid)
             .map_err(|taken| taken_error(&taken, &device.md.name(), Some(uuid)))?;
-        Ok(self.info(&device))
+        self.events().issue();
+        Ok(self.changed(&device))
     }
 
     fn suspend(
@@ -177,6 +187,9 @@ impl DmService for Daemon {
         let device = self.find(selector)?;
         let mut visible = device.control.lock();
         let name = device.md.name();
+        let facts = device.md.info();
+        // COMPAT: a resume that finds nothing to do sends no uevent.
+        let uevent = facts.suspended || facts.inactive.is_some();
         device
             .md
             .resume(suspend_flags(options))
@@ -187,7 +200,13 @@ impl DmService for Daemon {
                 text: format!("device-mapper: {name}: live, but its block device failed: {e}"),
             })?;
         drop(visible);
-        Ok(self.info(&device))
+        if facts.inactive.is_some() {
+            self.events().issue();
+        }
+        Ok(DeviceInfo {
+            uevent,
+            ..self.info(&device)
+        })
     }
 
     fn status(&self, selector: &DeviceSelector) -> Result<DeviceInfo, DmError> {
@@ -330,8 +349,17 @@ impl Daemon {
             suspended: facts.suspended,
             internally_suspended: false,
             deferred_remove: device.deferred_remove(),
+            uevent: false,
             live: table(facts.live),
             inactive: table(facts.inactive),
+        }
+    }
+
+    /// The device's state after a change of which the kernel would tell udev.
+    fn changed(&self, device: &Device) -> DeviceInfo {
+        DeviceInfo {
+            uevent: true,
+            ..self.info(device)
         }
     }
 

@@ -4,7 +4,7 @@ use std::any::{Any, TypeId};
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use parking_lot::{Condvar, Mutex};
+use parking_lot::Mutex;
 use thinmap_runtime::{Clock, Spawner};
 use thinmap_units::DevNo;
 
@@ -50,49 +50,5 @@ impl SharedState {
             .or_insert_with(|| Arc::new(T::default()))
             .clone();
         value.downcast().expect("stored under its own type")
-    }
-}
-
-/// A mapped device's event counter; targets raise it, `dmsetup wait` sleeps on it.
-#[derive(Default)]
-pub struct TableEvent {
-    state: Mutex<EventState>,
-    changed: Condvar,
-}
-
-#[derive(Default)]
-struct EventState {
-    number: u32,
-    closed: bool,
-}
-
-impl TableEvent {
-    /// Raises the counter and wakes those who wait.
-    pub fn trigger(&self) {
-        let mut state = self.state.lock();
-        state.number = state.number.wrapping_add(1);
-        self.changed.notify_all();
-    }
-
-    /// The present number.
-    pub fn number(&self) -> u32 {
-        self.state.lock().number
-    }
-
-    /// The device goes away: nobody waits any more.
-    pub fn close(&self) {
-        self.state.lock().closed = true;
-        self.changed.notify_all();
-    }
-
-    /// Sleeps until the counter differs from `seen`, the device goes away, or `stop` says so (asked about twice a
-    /// second). The number then.
-    pub fn wait(&self, seen: u32, stop: &dyn Fn() -> bool) -> u32 {
-        let mut state = self.state.lock();
-        while state.number == seen && !state.closed && !stop() {
-            self.changed
-                .wait_for(&mut state, std::time::Duration::from_millis(500));
-        }
-        state.number
     }
 }

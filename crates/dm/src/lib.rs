@@ -8,6 +8,7 @@ mod claims;
 mod device_use;
 mod environment;
 mod error;
+mod event;
 mod io;
 pub mod kit;
 mod mapped_device;
@@ -18,8 +19,9 @@ mod target;
 
 pub use claims::OpenClaim;
 pub use device_use::{DeviceId, DeviceName, DeviceOpener, DeviceUse, OpenDevice, OpenDeviceError};
-pub use environment::{Environment, FileSystemFreezer, SharedState, TableEvent};
+pub use environment::{Environment, FileSystemFreezer, SharedState};
 pub use error::{MessageError, ResumeError, TableError};
+pub use event::{GlobalEvents, TableEvent, Watcher, Watching};
 pub use mapped_device::{
     DeviceError, DeviceFacts, MappedDevice, TableFacts, TargetStatus, WhichTable,
 };

@@ -12,8 +12,9 @@ use thinmap_block::{BlockDevice, Extent, Io, QueueLimits};
 use thinmap_units::{BlkStatus, DevNo, DmName, DmUuid, Sector};
 
 use crate::claims::{Openings, reaches};
-use crate::environment::{Environment, TableEvent};
+use crate::environment::Environment;
 use crate::error::{MessageError, ResumeError, TableError};
+use crate::event::TableEvent;
 use crate::io::IoCore;
 use crate::registry::Registry;
 use crate::table::{LiveTable, Table, TableLine, retire};
@@ -191,6 +192,7 @@ impl MappedDevice {
         name: DmName,
         uuid: Option<DmUuid>,
     ) -> Arc<Self> {
+        let event = Arc::new(TableEvent::new(env.shared.of()));
         Arc::new(Self {
             env,
             registry,
@@ -200,7 +202,7 @@ impl MappedDevice {
             control: Mutex::default(),
             target_calls: Mutex::new(()),
             staged: Mutex::default(),
-            event: Arc::new(TableEvent::default()),
+            event,
             openings: Openings::default(),
         })
     }

@@ -6,8 +6,9 @@ use thinmap_block::{BlockDevice, Io, Op, QueueLimits};
 use thinmap_units::{BlkStatus, DevNo, Sector};
 
 use crate::device_use::{DeviceUse, OpenDevice};
-use crate::environment::{Environment, TableEvent};
+use crate::environment::Environment;
 use crate::error::{MessageError, ResumeError, TableError};
+use crate::event::TableEvent;
 
 /// A target's name, version and habits.
 #[derive(Clone, Copy, Debug)]

@@ -4,10 +4,11 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 use rustix::io::Errno;
 use thinmap_control::BODY_BYTES_MAX;
-use thinmap_control::ioctl::{Command, HEADER_BYTES_MIN, Header, IOCTL_TYPE};
-use zerocopy::FromBytes;
+use thinmap_control::ioctl::{Command, HEADER_BYTES_MIN, Header, IOCTL_TYPE, flag};
+use zerocopy::{FromBytes, U32};
 
 use crate::caller::Caller;
+use crate::cookie;
 use crate::foreign;
 use crate::world::World;
 
@@ -46,11 +47,14 @@ impl World {
             false => Ok(()),
         };
         match client.forward(nr, buffer.clone(), wait) {
-            Ok(answer) => {
+            Ok(mut answer) => {
                 if answer.errno == Errno::NXIO.raw_os_error()
                     && let Some(stranger) = foreign::answer(nr, &buffer, &self.majors())
                 {
                     return caller.write(address, &stranger);
+                }
+                if answer.errno == 0 {
+                    complete_cookie(&buffer, &mut answer.buffer);
                 }
                 // Of a refused command, the version: the kernel tells it before it looks at anything else.
                 caller.write(address, &answer.buffer)?;
@@ -63,6 +67,20 @@ impl World {
             Err(error) if error.errno() == Errno::INTR.raw_os_error() => Err(Errno::INTR),
             Err(_) => Err(Errno::IO),
         }
+    }
+}
+
+/// Does for the command's cookie what udev would do after the uevent. Where that fails the answer says that there was no
+/// uevent: then libdevmapper does it.
+fn complete_cookie(request: &[u8], answer: &mut [u8]) {
+    let Ok((request, _)) = Header::ref_from_prefix(request) else {
+        return;
+    };
+    let Ok((answer, _)) = Header::mut_from_prefix(answer) else {
+        return;
+    };
+    if answer.has(flag::UEVENT_GENERATED) && !cookie::complete(request.event_nr.get()) {
+        answer.flags -= U32::new(flag::UEVENT_GENERATED);
     }
 }
 

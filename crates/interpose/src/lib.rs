@@ -4,9 +4,10 @@
 //! Two ways in use it: the shim (`apps/shim`), inside the program, and the supervisor of `thinmap run --static`, beside
 //! it. Both hand over the same paths and the same memory addresses, so both give the same answers. See
 //! `docs/internals/interposition.md`.
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 mod caller;
+mod cookie;
 mod face;
 mod foreign;
 mod ioctl;

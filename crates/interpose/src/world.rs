@@ -64,7 +64,8 @@ impl World {
     /// Ioctls do not go over it but over connections of their own: several threads and, after a fork, several
     /// processes may use one descriptor at a time.
     pub fn open_control(&self) -> Result<OwnedFd, Errno> {
-        Ok(self.connect()?.into_stream().into())
+        let watching = self.connect()?.watch_events();
+        Ok(watching.map_err(|_| Errno::NODEV)?.into())
     }
 
     /// Whether `fd` came from [`World::open_control`], in this process or in one that handed it on.

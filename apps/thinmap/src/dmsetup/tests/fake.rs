@@ -91,6 +91,7 @@ fn info(name: &str, device: &Device) -> DeviceInfo {
         suspended: device.suspended,
         internally_suspended: false,
         deferred_remove: device.deferred,
+        uevent: false,
         live: device.live.as_ref().map(table),
         inactive: device.inactive.as_ref().map(table),
     }
@@ -390,6 +391,15 @@ impl NativeService for Fake {
 
     fn stop(&self, _force: bool) -> Result<(), DmError> {
         Ok(())
+    }
+
+    fn watch_events(
+        &self,
+        _client: std::os::unix::net::UnixStream,
+        begin: &mut dyn FnMut() -> std::io::Result<()>,
+    ) -> std::io::Result<thinmap_control::native::Watching> {
+        begin()?;
+        Ok(Box::new(()))
     }
 
     fn exports(&self) -> Result<Vec<DeviceExports>, DmError> {
