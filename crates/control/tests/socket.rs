@@ -26,7 +26,7 @@ struct StopsWatching(Arc<One>);
 impl Drop for StopsWatching {
     fn drop(&mut self) {
         self.0
-            .note(|| drop(self.0.waiting.fetch_sub(1, Ordering::SeqCst)));
+            .note(|| _ = self.0.waiting.fetch_sub(1, Ordering::SeqCst));
     }
 }
 
@@ -201,7 +201,7 @@ impl NativeService for One {
     ) -> std::io::Result<Watching> {
         begin()?;
         client.write_all(&[0])?;
-        self.note(|| drop(self.waiting.fetch_add(1, Ordering::SeqCst)));
+        self.note(|| _ = self.waiting.fetch_add(1, Ordering::SeqCst));
         Ok(Box::new(StopsWatching(self.this.upgrade().unwrap())))
     }
     fn exports(&self) -> Result<Vec<DeviceExports>, DmError> {
