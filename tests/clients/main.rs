@@ -2,6 +2,7 @@
 //!
 //! They look at fixed places (/dev/mapper, /etc/lvm), so the tests take turns. `docs/clients/` says how each is set up.
 
+mod article;
 mod containerd;
 mod docker;
 mod lvm2;
