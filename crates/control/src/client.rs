@@ -23,6 +23,12 @@ pub struct Client {
     path: PathBuf,
 }
 
+impl AsFd for Client {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.stream.as_fd()
+    }
+}
+
 /// What a forwarded ioctl gave.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Forwarded {

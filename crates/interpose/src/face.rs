@@ -4,7 +4,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use rustix::fs::{Access, MemfdFlags, SealFlags, SeekFrom};
+use rustix::fs::{Access, MemfdFlags, OFlags, SealFlags, SeekFrom};
 use rustix::io::Errno;
 
 use crate::proc_files;
@@ -52,10 +52,24 @@ impl Face {
         !writes_text && !mode.contains(Access::EXEC_OK)
     }
 
-    /// Opens what it shows in `world`, to be closed at an exec.
-    pub fn open(&self, world: &World) -> Result<OwnedFd, Errno> {
+    /// Opens what it shows in `world`, always to be closed at an exec.
+    ///
+    /// COMPAT: O_PATH opens it too; the kernel would give a descriptor that takes no ioctl.
+    pub fn open(&self, world: &World, flags: OFlags) -> Result<OwnedFd, Errno> {
+        if flags.contains(OFlags::CREATE | OFlags::EXCL) {
+            return Err(Errno::EXIST);
+        }
+        if flags.contains(OFlags::DIRECTORY) {
+            return Err(Errno::NOTDIR);
+        }
         match self {
-            Self::Control => world.open_control(),
+            Self::Control => {
+                let fd = world.open_control()?;
+                if flags.contains(OFlags::NONBLOCK) {
+                    rustix::fs::fcntl_setfl(&fd, OFlags::NONBLOCK)?;
+                }
+                Ok(fd)
+            }
             Self::Text(text) => text_file(text),
         }
     }

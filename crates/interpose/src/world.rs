@@ -1,6 +1,7 @@
 //! Where the daemon is, and what must be asked of it.
 
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use rustix::io::Errno;
@@ -16,6 +17,7 @@ pub const CONTROL_MINOR: u32 = 236;
 /// COMPAT: mapped devices are loop devices wherever the daemon does not say otherwise.
 const LOOP_MAJOR: u32 = 7;
 const CONTROL_NODE: &str = "/dev/mapper/control";
+const CONTROL_ENDING: &[u8] = b"/control";
 
 /// One daemon as the programs see it that run on it.
 #[derive(Debug)]
@@ -50,7 +52,9 @@ impl World {
 
     /// Whether this path is the control node.
     pub fn is_control(&self, path: &Path) -> bool {
-        self.control_nodes.iter().any(|node| node == path)
+        // Comparing paths takes long, and nearly all are others.
+        path.as_os_str().as_bytes().ends_with(CONTROL_ENDING)
+            && self.control_nodes.iter().any(|node| node == path)
     }
 
     /// Whether the removal of the node at this absolute path must be left out, and reported as done. To be asked once
@@ -86,14 +90,43 @@ impl World {
 
     /// A connection to the daemon. Without one the errno of a driver that is not there.
     pub(crate) fn connect(&self) -> Result<Client, Errno> {
-        Client::connect(&self.socket).map_err(|error| match Errno::from_io_error(&error) {
-            Some(errno @ (Errno::ACCESS | Errno::PERM | Errno::MFILE | Errno::NFILE)) => errno,
-            _ => Errno::NODEV,
-        })
+        let client =
+            Client::connect(&self.socket).map_err(|error| match Errno::from_io_error(&error) {
+                Some(errno @ (Errno::ACCESS | Errno::PERM | Errno::MFILE | Errno::NFILE)) => errno,
+                _ => Errno::NODEV,
+            })?;
+        match is_daemon(&client) {
+            true => Ok(client),
+            false => Err(Errno::NODEV),
+        }
     }
 
     /// The majors of mapped devices.
     pub(crate) fn majors(&self) -> Vec<u32> {
         vec![LOOP_MAJOR]
+    }
+}
+
+/// Whether the one who listens is a daemon to be asked: not this very process, for a system-wide shim is in the daemon too, and to a
+/// user nobody but himself and root, for others can make what is missing under /tmp.
+fn is_daemon(listener: impl AsFd) -> bool {
+    let me = rustix::process::geteuid();
+    rustix::net::sockopt::socket_peercred(listener).is_ok_and(|peer| {
+        peer.pid != rustix::process::getpid()
+            && (me.is_root() || peer.uid.is_root() || peer.uid == me)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_is_not_its_own_daemon() {
+        let run_dir = tempfile::tempdir().expect("directory");
+        let socket = thinmap_control::control_socket(run_dir.path());
+        let _listener = std::os::unix::net::UnixListener::bind(socket).expect("listens");
+        let world = World::new(run_dir.path(), run_dir.path());
+        assert_eq!(world.open_control().err(), Some(Errno::NODEV));
     }
 }
