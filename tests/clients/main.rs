@@ -5,6 +5,8 @@
 mod article;
 mod containerd;
 mod docker;
+mod harmless;
+mod install_shim;
 mod lvm2;
 mod static_program;
 mod support;
