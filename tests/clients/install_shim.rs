@@ -3,7 +3,12 @@
 use crate::support::turn;
 use thinmap_tests::world::World;
 
-const NEEDS: &[&str] = &["/usr/sbin/dmsetup", "/usr/sbin/lvm", "/usr/bin/setpriv"];
+const NEEDS: &[&str] = &[
+    "/usr/sbin/dmsetup",
+    "/usr/sbin/lvm",
+    "/usr/bin/setpriv",
+    "/usr/bin/python3",
+];
 
 /// No environment leads anyone: what is installed must find the daemon by itself. `D` is Debian's dmsetup.
 const NAMESPACE: &str = r#"
@@ -66,6 +71,9 @@ fn an_installed_shim_serves_programs_that_know_nothing_of_it() {
         cp $SHIM other.so; echo >> other.so
         THINMAP_SHIM=other.so thinmap install-shim
         grep -q "$SO (deleted)" /proc/$pid/maps; kill $pid
+        # A second copy of the shim is one too many, but does no harm.
+        thinmap run -- $D create twice --table '0 8 zero'; thinmap run -- grep -c device-mapper /proc/misc /proc/devices
+        thinmap run -- $D rename twice renamed; test -b /dev/mapper/renamed; thinmap run -- $D remove renamed
         # Other users' set-user-id programs are not led by the environment.
         cp $D /usr/local/lib/d; chmod 4755 /usr/local/lib/d; mkdir /usr/local/lib/elsewhere; env -i $D create z --table '0 8 zero'
         setpriv --reuid 65534 --clear-groups env THINMAP_RUN_DIR=/usr/local/lib/elsewhere /usr/local/lib/d ls | cut -f1
@@ -79,13 +87,43 @@ fn an_installed_shim_serves_programs_that_know_nothing_of_it() {
     let installed = "/usr/local/lib/thinmap/preload/libthinmap_dm.so";
     let expected = format!(
         "{NO_DRIVER}{installed}: installed\n/etc/ld.so.preload: entry added\n{installed}\n755 0 0\n755 0 0\n755 0 0\n644 0 0\n\
-         {NO_DRIVER}0 65536 thin 7\n1\n{installed}: installed\n/etc/ld.so.preload: names it already\nz\n\
+         {NO_DRIVER}0 65536 thin 7\n1\n{installed}: installed\n/etc/ld.so.preload: names it already\n/proc/misc:1\n/proc/devices:1\nz\n\
          /etc/ld.so.preload: entry removed\n{installed}: removed\n\
          cannot access '/etc/ld.so.preload': No such file or directory\n\
          cannot access '/usr/local/lib/thinmap': No such file or directory\n\
          {NO_DRIVER}The shim is not installed.\n"
     );
     assert_eq!(said, expected);
+    world.end();
+}
+
+#[test]
+fn a_user_tells_nothing_to_a_daemon_of_another_user() {
+    let name = "a_user_tells_nothing_to_a_daemon_of_another_user";
+    let Some((world, _turn)) = turn(name, NEEDS) else {
+        return;
+    };
+    let said = apart(
+        &world,
+        r#"
+        thinmap install-shim > /dev/null
+        mkdir -m 777 /usr/local/lib/made
+        as() { user=$1; shift; setpriv --reuid $user --clear-groups env THINMAP_RUN_DIR=/usr/local/lib/made "$@"; }
+        as 1234 python3 -c 'if True:
+            import os, socket
+            os.umask(0)
+            listener = socket.socket(socket.AF_UNIX)
+            listener.bind("/usr/local/lib/made/control.sock")
+            listener.listen()
+            open("/usr/local/lib/made/ready", "w")
+            print(len(listener.accept()[0].recv(100)), "bytes")' > heard &
+        until [ -e /usr/local/lib/made/ready ]; do sleep 0.01; done
+        refused as 5678 $D ls | sed -n 1p
+        wait; cat heard
+        thinmap uninstall-shim > /dev/null
+        "#,
+    );
+    assert_eq!(said, format!("{NO_DRIVER}0 bytes\n"));
     world.end();
 }
 
