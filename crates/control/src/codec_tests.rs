@@ -407,3 +407,22 @@ fn flags_are_cleared_on_the_way_in() {
     let (header, _) = Header::read_from_prefix(&buffer).unwrap();
     assert_eq!(header.flags.get(), flag::UEVENT_GENERATED);
 }
+
+#[test]
+fn of_no_devices_nothing_but_the_header_is_copied_out() {
+    let request = Request::ListDevices {
+        name_prefix: String::new(),
+        uuid_prefix: String::new(),
+        with_uuids: false,
+    };
+    let none = Response::Devices(Vec::new());
+    let mut buffer = request.encode(16384);
+    none.encode(&request, &mut buffer);
+    let (header, _) = Header::read_from_prefix(&buffer).unwrap();
+    assert_eq!(
+        (header.data_start.get(), header.data_size.get()),
+        (312, 312)
+    );
+    assert!(!header.has(flag::BUFFER_FULL));
+    assert_eq!(Response::decode(&request, &buffer).unwrap(), Some(none));
+}

@@ -257,11 +257,8 @@ fn device_list(devices: &[DeviceListEntry], request: &Request) -> Payload {
             put_aligned_text(&mut bytes, uuid);
         }
     }
-    if bytes.is_empty() {
-        // A zero device number says that there are none.
-        bytes.resize(size_of::<u64>() * 2, 0);
-    }
-    let needed = bytes.len();
+    // Where there are none the kernel wants room for a zero device number, which says so, but copies nothing out.
+    let needed = bytes.len().max(size_of::<u64>());
     Payload { bytes, needed }
 }
 
@@ -418,7 +415,7 @@ impl Reader<'_> {
     fn devices(&self) -> Result<Vec<DeviceListEntry>, DmError> {
         let mut devices = Vec::new();
         let mut at = self.start();
-        if self.u64_at(at)? == 0 {
+        if at >= self.buffer.len() || self.u64_at(at)? == 0 {
             return Ok(devices);
         }
         loop {

@@ -122,6 +122,10 @@ impl DmService for Daemon {
     }
 
     fn rename(&self, device: &DmName, new_name: &DmName) -> Result<DeviceInfo, DmError> {
+        // As in the kernel, first whether the new name is free, then whether there is such a device.
+        self.devices
+            .check_free(new_name, None)
+            .map_err(|taken| taken_error(&taken, new_name, None))?;
         let device = self.find(&DeviceSelector::Name(device.clone()))?;
         if self.nodes.is_taken(new_name) {
             let text = format!(
@@ -149,6 +153,10 @@ impl DmService for Daemon {
     }
 
     fn set_uuid(&self, device: &DmName, uuid: &DmUuid) -> Result<DeviceInfo, DmError> {
+        // In the kernel's order: a device's own uuid is taken, too.
+        self.devices
+            .check_uuid_free(uuid)
+            .map_err(|taken| taken_error(&taken, device, Some(uuid)))?;
         let device = self.find(&DeviceSelector::Name(device.clone()))?;
         if let Some(has) = device.md.uuid() {
             let text = format!(
