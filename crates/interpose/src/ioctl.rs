@@ -9,6 +9,7 @@ use zerocopy::FromBytes;
 
 use crate::caller::Caller;
 use crate::foreign;
+use crate::lvm2;
 use crate::world::World;
 
 /// Bytes of the version numbers at the start of the buffer.
@@ -52,8 +53,12 @@ impl World {
                 {
                     return caller.write(address, &stranger);
                 }
+                let with_more = match answer.errno {
+                    0 => lvm2::targets(nr, &caller.process(), &buffer, &answer.buffer),
+                    _ => None,
+                };
                 // Of a refused command, the version: the kernel tells it before it looks at anything else.
-                caller.write(address, &answer.buffer)?;
+                caller.write(address, with_more.as_ref().unwrap_or(&answer.buffer))?;
                 if answer.errno == 0 {
                     self.renamed.note(nr, &buffer);
                     return Ok(());

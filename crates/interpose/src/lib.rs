@@ -10,6 +10,7 @@ mod caller;
 mod face;
 mod foreign;
 mod ioctl;
+mod lvm2;
 mod proc_files;
 mod renamed;
 mod sysfs;
