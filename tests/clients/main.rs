@@ -5,5 +5,8 @@
 mod containerd;
 mod docker;
 mod lvm2;
+mod lvm2_change;
+mod lvm2_exchange;
+mod lvm2_thin;
 mod static_program;
 mod support;
