@@ -8,5 +8,8 @@ mod docker;
 mod harmless;
 mod install_shim;
 mod lvm2;
+mod lvm2_change;
+mod lvm2_exchange;
+mod lvm2_thin;
 mod static_program;
 mod support;

@@ -10,6 +10,7 @@ use zerocopy::{FromBytes, U32};
 use crate::caller::Caller;
 use crate::cookie;
 use crate::foreign;
+use crate::lvm2;
 use crate::world::World;
 
 /// Bytes of the version numbers at the start of the buffer.
@@ -56,8 +57,12 @@ impl World {
                 if answer.errno == 0 {
                     complete_cookie(&buffer, &mut answer.buffer);
                 }
+                let with_more = match answer.errno {
+                    0 => lvm2::targets(nr, &caller.process(), &buffer, &answer.buffer),
+                    _ => None,
+                };
                 // Of a refused command, the version: the kernel tells it before it looks at anything else.
-                caller.write(address, &answer.buffer)?;
+                caller.write(address, with_more.as_ref().unwrap_or(&answer.buffer))?;
                 if answer.errno == 0 {
                     self.renamed.note(nr, &buffer);
                     return Ok(());
