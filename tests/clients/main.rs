@@ -5,6 +5,7 @@
 mod article;
 mod containerd;
 mod docker;
+mod docker_removal;
 mod harmless;
 mod install_shim;
 mod lvm2;
