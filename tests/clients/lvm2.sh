@@ -41,7 +41,17 @@ kill_daemon() {
 }
 
 # lvm2 starts an event daemon with its first pool, which would wait an hour for the next.
-end_event_daemon() { [ ! -e /run/dmeventd.pid ] || kill "$(cat /run/dmeventd.pid)" || true; }
+# Gone when this returns: the next test must not meet it. (It refuses to end while it watches a device.)
+end_event_daemon() {
+    local pid
+    pid=$(cat /run/dmeventd.pid 2>/dev/null) || return 0
+    kill "$pid" 2>/dev/null || return 0
+    for _ in $(seq 100); do
+        [ -e "/proc/$pid" ] || return 0
+        sleep 0.05
+    done
+    kill -9 "$pid" || true
+}
 if [ -e /run/dmeventd.pid ] && kill -0 "$(cat /run/dmeventd.pid)"; then
     echo "an event daemon runs already (process $(cat /run/dmeventd.pid)), with a shim and settings that are not this test's" >&2
     exit 1
