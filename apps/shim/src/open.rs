@@ -3,6 +3,7 @@
 use std::os::fd::IntoRawFd;
 
 use libc::{FILE, c_char, c_int, mode_t};
+use rustix::fs::OFlags;
 use rustix::io::Errno;
 use thinmap_interpose::Face;
 
@@ -62,6 +63,7 @@ unsafe fn open_or_pass(next: impl Fn() -> c_int, path: *const c_char, flags: c_i
     // SAFETY: promised by the caller.
     unsafe {
         face_or_pass(next, path, |face| {
+            face.check(OFlags::from_bits_retain(flags as u32))?;
             Ok(open_face(face, close_on_exec)?.into_raw_fd())
         })
     }

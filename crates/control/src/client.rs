@@ -118,6 +118,11 @@ impl Client {
             .ok_or_else(|| DmError::new(Errno::PROTO, "the daemon told no version").into())
     }
 
+    /// The connection, to see who is at its other end.
+    pub fn stream(&self) -> &UnixStream {
+        &self.stream
+    }
+
     /// Makes the connection one on which the daemon sends a byte for each event of any device.
     pub fn watch_events(mut self) -> Result<UnixStream, CallError> {
         self.native(&NativeRequest::WatchEvents)?;

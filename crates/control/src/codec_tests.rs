@@ -92,6 +92,7 @@ fn request() -> impl Strategy<Value = Request> {
         (selector(), lines, any::<bool>()).prop_map(|(device, lines, read_only)| {
             Request::TableLoad {
                 device,
+                is_whole: true,
                 lines,
                 read_only,
             }
@@ -379,6 +380,7 @@ fn a_looping_table_is_refused() {
     };
     let request = Request::TableLoad {
         device,
+        is_whole: true,
         lines: vec![line.clone(), line],
         read_only: false,
     };

@@ -9,12 +9,11 @@ use zerocopy::{FromBytes, IntoBytes, NativeEndian, U32, U64};
 
 use crate::ioctl::{
     Command, HEADER_BYTES, HEADER_BYTES_MIN, Header, NAME_FIELD_BYTES, TARGET_SPEC_BYTES,
-    TargetSpec, UUID_FIELD_BYTES, flag, nul_padded, until_nul,
+    TARGETS_MAX, TargetSpec, UUID_FIELD_BYTES, flag, nul_padded, until_nul,
 };
 use crate::service::{
     DeviceSelector, DmError, Geometry, StatusKind, StatusQuery, SuspendOptions, TableLine,
 };
-use crate::split_args;
 
 /// A request in typed form.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -67,6 +66,8 @@ pub enum Request {
     TableLoad {
         device: DeviceSelector,
         lines: Vec<TableLine>,
+        /// No record is missing behind the lines, or cannot be read.
+        is_whole: bool,
         read_only: bool,
     },
     TableClear {
@@ -139,8 +140,8 @@ impl Request {
                 deferred: header.has(flag::DEFERRED_REMOVE),
             }),
             Command::ListDevices => Ok(Self::ListDevices {
-                name_prefix: input.text(until_nul(&header.name))?,
-                uuid_prefix: input.text(until_nul(&header.uuid))?,
+                name_prefix: text(until_nul(&header.name)),
+                uuid_prefix: text(until_nul(&header.uuid)),
                 with_uuids: header.has(flag::UUID),
             }),
             Command::DevCreate => input.create(),
@@ -148,9 +149,31 @@ impl Request {
             Command::ListVersions => Ok(Self::ListVersions),
             Command::DevArmPoll => Ok(Self::ArmPoll),
             Command::TargetVersion => Ok(Self::TargetVersion {
-                target: input.text(until_nul(&header.name))?,
+                target: text(until_nul(&header.name)),
             }),
             _ => input.about_device(command),
+        }
+    }
+
+    /// The device of a request whose payload is wrong, where the kernel looks for the device first.
+    pub(crate) fn sought(command: Command, buffer: &[u8]) -> Option<DeviceSelector> {
+        let seeks_first = matches!(
+            command,
+            Command::TableLoad | Command::TargetMsg | Command::DevSetGeometry
+        );
+        let (header, buffer) = header_and_payload(command, buffer).ok()?;
+        seeks_first.then(|| Input { header, buffer }.selector().ok())?
+    }
+
+    /// The device that has the name or uuid which a rename asks for.
+    pub(crate) fn wanted(command: Command, buffer: &[u8]) -> Option<DeviceSelector> {
+        let (header, buffer) = header_and_payload(command, buffer).ok()?;
+        let input = Input { header, buffer };
+        let new = input.new_text().ok()?;
+        match (command == Command::DevRename, header.has(flag::UUID)) {
+            (true, true) => new_uuid(new).ok().map(DeviceSelector::Uuid),
+            (true, false) => new_name(new).ok().map(DeviceSelector::Name),
+            _ => None,
         }
     }
 
@@ -228,6 +251,7 @@ impl Request {
                 device,
                 lines,
                 read_only,
+                ..
             } => {
                 select(header, device);
                 flags |= bit(*read_only, flag::READONLY);
@@ -273,8 +297,10 @@ fn header_and_payload(command: Command, buffer: &[u8]) -> Result<(Header, &[u8])
     let (mut header, _) = Header::read_from_prefix(buffer)
         .map_err(|_| DmError::new(Errno::FAULT, "ioctl buffer is shorter than its header"))?;
     let data_size = header.data_size.get() as usize;
-    if data_size < HEADER_BYTES_MIN {
-        return Err(DmError::new(Errno::INVAL, ""));
+    if !header.has_good_size() {
+        return Err(log(&format!(
+            "Invalid data size in the ioctl structure: {data_size}"
+        )));
     }
     let used = if command.ignores_payload() {
         HEADER_BYTES_MIN
@@ -287,7 +313,7 @@ fn header_and_payload(command: Command, buffer: &[u8]) -> Result<(Header, &[u8])
 
     let nr = command.nr();
     match command {
-        Command::RemoveAll | Command::ListDevices | Command::ListVersions => {}
+        _ if command.ignores_names() => {}
         Command::DevCreate if header.name[0] == 0 => {
             return Err(log("name not supplied when creating device"));
         }
@@ -297,8 +323,7 @@ fn header_and_payload(command: Command, buffer: &[u8]) -> Result<(Header, &[u8])
         }
         _ => {}
     }
-    header.name[NAME_FIELD_BYTES - 1] = 0;
-    header.uuid[UUID_FIELD_BYTES - 1] = 0;
+    header.terminate(command);
     Ok((header, payload))
 }
 
@@ -314,12 +339,6 @@ struct Input<'a> {
 }
 
 impl Input<'_> {
-    fn text(&self, bytes: &[u8]) -> Result<String, DmError> {
-        // COMPAT: the kernel takes any bytes; names, uuids and arguments here must be UTF-8.
-        String::from_utf8(bytes.to_vec())
-            .map_err(|_| log("a name, uuid or argument is not valid UTF-8"))
-    }
-
     /// The NUL-terminated text at `offset`, which must end inside the buffer.
     fn text_at(&self, offset: usize) -> Option<&[u8]> {
         let rest = self.buffer.get(offset..)?;
@@ -334,23 +353,17 @@ impl Input<'_> {
         (start >= HEADER_BYTES_MIN).then_some(start)
     }
 
-    fn name(&self, bytes: &[u8]) -> Result<DmName, DmError> {
-        DmName::new(&self.text(bytes)?).map_err(|_| log("invalid device name"))
-    }
-
-    fn uuid(&self, bytes: &[u8]) -> Result<DmUuid, DmError> {
-        DmUuid::new(&self.text(bytes)?).map_err(|_| log("invalid device uuid"))
-    }
-
     /// One of uuid, name and number; ENXIO when it is none or more than one.
     fn selector(&self) -> Result<DeviceSelector, DmError> {
         let name = until_nul(&self.header.name);
         let uuid = until_nul(&self.header.uuid);
         let dev = self.header.dev.get();
         match (name.is_empty(), uuid.is_empty(), dev) {
-            (true, false, 0) => self.uuid(uuid).map(DeviceSelector::Uuid),
             // A name that no device can have is not there, rather than wrong.
-            (false, true, 0) => DmName::new(&self.text(name)?)
+            (true, false, 0) => DmUuid::new(&text(uuid))
+                .map(DeviceSelector::Uuid)
+                .map_err(|_| DmError::no_device()),
+            (false, true, 0) => DmName::new(&text(name))
                 .map(DeviceSelector::Name)
                 .map_err(|_| DmError::no_device()),
             (true, true, dev) if dev != 0 => Ok(DeviceSelector::Dev(DevNo::from_kernel(dev))),
@@ -362,38 +375,39 @@ impl Input<'_> {
         let uuid = until_nul(&self.header.uuid);
         let minor = DevNo::from_kernel(self.header.dev.get()).minor;
         Ok(Request::Create {
-            name: self.name(until_nul(&self.header.name))?,
-            uuid: (!uuid.is_empty()).then(|| self.uuid(uuid)).transpose()?,
+            name: new_name(until_nul(&self.header.name))?,
+            uuid: (!uuid.is_empty()).then(|| new_uuid(uuid)).transpose()?,
             minor: self.header.has(flag::PERSISTENT_DEV).then_some(minor),
         })
     }
 
-    fn rename(&self) -> Result<Request, DmError> {
-        let invalid = || log("Invalid new mapped device name or uuid string supplied.");
-        let set_uuid = self.header.has(flag::UUID);
-        let new = self
-            .payload_start()
-            .and_then(|start| self.text_at(start))
-            .ok_or_else(invalid)?;
-        let new_max = if set_uuid {
+    /// What a rename gives: a name, or a uuid.
+    fn new_text(&self) -> Result<&[u8], DmError> {
+        let new_max = if self.header.has(flag::UUID) {
             UUID_FIELD_BYTES
         } else {
             NAME_FIELD_BYTES
         } - 1;
-        if new.is_empty() || new.len() > new_max {
-            return Err(invalid());
-        }
+        self.payload_start()
+            .and_then(|start| self.text_at(start))
+            .filter(|new| (1..=new_max).contains(&new.len()))
+            .ok_or_else(|| log("Invalid new mapped device name or uuid string supplied."))
+    }
+
+    fn rename(&self) -> Result<Request, DmError> {
+        let set_uuid = self.header.has(flag::UUID);
+        let new = self.new_text()?;
         // The kernel looks renames up by name only.
-        let old = self.text(until_nul(&self.header.name))?;
+        let old = text(until_nul(&self.header.name));
         let device = |old: &str| DmName::new(old).map_err(|_| DmError::no_device());
         if set_uuid {
-            let uuid = self.uuid(new)?;
+            let uuid = new_uuid(new)?;
             Ok(Request::SetUuid {
                 device: device(&old)?,
                 uuid,
             })
         } else {
-            let new_name = self.name(new)?;
+            let new_name = new_name(new)?;
             Ok(Request::Rename {
                 device: device(&old)?,
                 new_name,
@@ -423,11 +437,15 @@ impl Input<'_> {
                 event_nr: header.event_nr.get(),
                 query: self.query(),
             },
-            Command::TableLoad => Request::TableLoad {
-                device,
-                lines: self.table()?,
-                read_only: header.has(flag::READONLY),
-            },
+            Command::TableLoad => {
+                let (lines, is_whole) = self.table()?;
+                Request::TableLoad {
+                    device,
+                    lines,
+                    is_whole,
+                    read_only: header.has(flag::READONLY),
+                }
+            }
             Command::TableClear => Request::TableClear { device },
             Command::TableDeps => Request::TableDeps { device, inactive },
             Command::TableStatus => Request::TableStatus {
@@ -455,36 +473,44 @@ impl Input<'_> {
         }
     }
 
-    /// The target records of a table load. `next` counts from the record that holds it.
-    fn table(&self) -> Result<Vec<TableLine>, DmError> {
+    /// The target records of a table load, as far as they can be read; `next` counts from the record that holds it.
+    fn table(&self) -> Result<Records, DmError> {
         let count = self.header.target_count.get();
         if count == 0 {
             return Err(log("populate_table: no targets specified"));
         }
-        let unable = || log("unable to find target");
+        if count > TARGETS_MAX {
+            let text = format!("device-mapper: table: {count} targets are too many");
+            return Err(DmError::new(Errno::OVERFLOW, text));
+        }
         let mut lines = Vec::new();
         let mut at = 0_usize;
         let mut next = self.header.data_start.get() as usize;
         let mut head_bytes = HEADER_BYTES_MIN;
         for _ in 0..count {
             // INVARIANT: `next` steps over the previous head, so a hostile chain cannot loop for ever.
-            if next < head_bytes {
-                return Err(unable());
-            }
-            at = at.checked_add(next).ok_or_else(unable)?;
-            let rest = self.buffer.get(at..).ok_or_else(unable)?;
-            let (spec, _) = TargetSpec::read_from_prefix(rest).map_err(|_| unable())?;
-            let params = self.text_at(at + TARGET_SPEC_BYTES).ok_or_else(unable)?;
+            let record = (next >= head_bytes)
+                .then(|| self.record_at(at.checked_add(next)?))
+                .flatten();
+            let Some((spec, params)) = record else {
+                return Ok((lines, false));
+            };
             lines.push(TableLine {
                 start: Sector(spec.sector_start.get()),
                 len: Sector(spec.length.get()),
-                target: self.text(until_nul(&spec.target_type))?,
-                params: self.text(params)?,
+                target: text(until_nul(&spec.target_type)),
+                params: text(params),
             });
+            at += next;
             next = spec.next.get() as usize;
             head_bytes = TARGET_SPEC_BYTES;
         }
-        Ok(lines)
+        Ok((lines, true))
+    }
+
+    fn record_at(&self, at: usize) -> Option<(TargetSpec, &[u8])> {
+        let (spec, _) = TargetSpec::read_from_prefix(self.buffer.get(at..)?).ok()?;
+        Some((spec, self.text_at(at + TARGET_SPEC_BYTES)?))
     }
 
     fn message(&self, device: DeviceSelector) -> Result<Request, DmError> {
@@ -496,7 +522,7 @@ impl Input<'_> {
         Ok(Request::Message {
             device,
             sector: Sector(sector.get()),
-            message: self.text(message)?,
+            message: text(message),
         })
     }
 
@@ -505,15 +531,8 @@ impl Input<'_> {
             .payload_start()
             .and_then(|start| self.text_at(start))
             .ok_or_else(|| log("Invalid geometry supplied."))?;
-        let text = self.text(text)?;
-        let uninterpretable = || log("Unable to interpret geometry settings.");
-        let numbers: Vec<u64> = split_args(&text)
-            .iter()
-            .map(|word| word.parse().map_err(|_| uninterpretable()))
-            .collect::<Result<_, _>>()?;
-        let [cylinders, heads, sectors, start] = numbers[..] else {
-            return Err(uninterpretable());
-        };
+        let [cylinders, heads, sectors, start] =
+            four_numbers(text).ok_or_else(|| log("Unable to interpret geometry settings."))?;
         let beyond = |_| log("Geometry exceeds range limits.");
         Ok(Request::SetGeometry {
             device,
@@ -525,6 +544,47 @@ impl Input<'_> {
             },
         })
     }
+}
+
+/// Lines of a table, and whether that is all of them.
+type Records = (Vec<TableLine>, bool);
+
+/// Four numbers with white space before each of them and nothing behind, as the kernel's `sscanf` reads them: without
+/// signs, and beyond 64 bits beginning at 0 again.
+fn four_numbers(text: &[u8]) -> Option<[u64; 4]> {
+    let mut rest = text;
+    let mut numbers = [0_u64; 4];
+    for number in &mut numbers {
+        while let [b' ' | b'\t'..=b'\r' | 0xa0, tail @ ..] = rest {
+            rest = tail;
+        }
+        rest.first().filter(|byte| byte.is_ascii_digit())?;
+        while let [digit @ b'0'..=b'9', tail @ ..] = rest {
+            *number = number
+                .wrapping_mul(10)
+                .wrapping_add(u64::from(digit - b'0'));
+            rest = tail;
+        }
+    }
+    rest.is_empty().then_some(numbers)
+}
+
+/// What only has to be looked up or refused may hold any bytes.
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// COMPAT: the kernel gives devices names and uuids of any bytes; here they must be UTF-8.
+fn utf8(bytes: &[u8]) -> Result<&str, DmError> {
+    std::str::from_utf8(bytes).map_err(|_| log("a new name or uuid is not valid UTF-8"))
+}
+
+fn new_name(bytes: &[u8]) -> Result<DmName, DmError> {
+    DmName::new(utf8(bytes)?).map_err(|_| log("invalid device name"))
+}
+
+fn new_uuid(bytes: &[u8]) -> Result<DmUuid, DmError> {
+    DmUuid::new(utf8(bytes)?).map_err(|_| log("invalid device uuid"))
 }
 
 fn bit(set: bool, flag: u32) -> u32 {

@@ -4,7 +4,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use rustix::fs::{Access, MemfdFlags, SealFlags, SeekFrom};
+use rustix::fs::{Access, MemfdFlags, OFlags, SealFlags, SeekFrom};
 use rustix::io::Errno;
 
 use crate::proc_files;
@@ -50,6 +50,17 @@ impl Face {
     pub fn grants(&self, mode: Access) -> bool {
         let writes_text = mode.contains(Access::WRITE_OK) && *self != Self::Control;
         !writes_text && !mode.contains(Access::EXEC_OK)
+    }
+
+    /// What the kernel refuses of the flags of an `open`: it is there, and no directory.
+    pub fn check(&self, flags: OFlags) -> Result<(), Errno> {
+        if flags.contains(OFlags::CREATE | OFlags::EXCL) {
+            return Err(Errno::EXIST);
+        }
+        if flags.contains(OFlags::DIRECTORY) {
+            return Err(Errno::NOTDIR);
+        }
+        Ok(())
     }
 
     /// Opens what it shows in `world`, to be closed at an exec.

@@ -19,4 +19,4 @@ mod world;
 pub use caller::{Caller, ProcessMemory, ThisThread};
 pub use face::{Face, NodeKind};
 pub use ioctl::is_dm_ioctl;
-pub use world::World;
+pub use world::{CAP_DAC_OVERRIDE, CAP_SYS_ADMIN, World, effective_capabilities};

@@ -15,6 +15,7 @@ pub const CONTROL_MAJOR: u32 = 10;
 pub const CONTROL_MINOR: u32 = 236;
 /// COMPAT: mapped devices are loop devices wherever the daemon does not say otherwise.
 const LOOP_MAJOR: u32 = 7;
+const SYSTEMS_RUN_DIR: &str = "/run/thinmap";
 const CONTROL_NODE: &str = "/dev/mapper/control";
 
 /// One daemon as the programs see it that run on it.
@@ -22,7 +23,22 @@ const CONTROL_NODE: &str = "/dev/mapper/control";
 pub struct World {
     socket: PathBuf,
     control_nodes: [PathBuf; 2],
+    /// The system's own daemon, where this world is that of a user who was told of no other.
+    systems: Option<PathBuf>,
     pub(crate) renamed: Renamed,
+}
+
+/// Capabilities in a set as the kernel shows it in `/proc`.
+pub const CAP_SYS_ADMIN: u64 = 1 << 21;
+pub const CAP_DAC_OVERRIDE: u64 = 1 << 1;
+
+/// A thread's effective capabilities; `None` where they cannot be seen.
+pub fn effective_capabilities(thread: i32) -> Option<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{thread}/status")).ok()?;
+    let set = status
+        .lines()
+        .find_map(|line| line.strip_prefix("CapEff:"))?;
+    u64::from_str_radix(set.trim(), 16).ok()
 }
 
 impl World {
@@ -31,6 +47,7 @@ impl World {
         Self {
             socket: thinmap_control::control_socket(run_dir),
             control_nodes: [PathBuf::from(CONTROL_NODE), dev_dir.join("control")],
+            systems: None,
             renamed: Renamed::new(dev_dir),
         }
     }
@@ -42,10 +59,15 @@ impl World {
                 .filter(|dir| !dir.is_empty())
                 .map(PathBuf::from)
         };
-        let run_dir = directory("THINMAP_RUN_DIR").unwrap_or_else(thinmap_control::default_run_dir);
+        let told = directory("THINMAP_RUN_DIR");
+        let systems = told.is_none() && !rustix::process::geteuid().is_root();
+        let run_dir = told.unwrap_or_else(thinmap_control::default_run_dir);
         let dev_dir = directory("THINMAP_DEV_DIR")
             .unwrap_or_else(|| thinmap_control::default_dev_dir(&run_dir));
-        Self::new(&run_dir, &dev_dir)
+        Self {
+            systems: systems.then(|| PathBuf::from(SYSTEMS_RUN_DIR)),
+            ..Self::new(&run_dir, &dev_dir)
+        }
     }
 
     /// Whether this path is the control node.
@@ -65,7 +87,10 @@ impl World {
     /// processes may use one descriptor at a time.
     pub fn open_control(&self) -> Result<OwnedFd, Errno> {
         let watching = self.connect()?.watch_events();
-        Ok(watching.map_err(|_| Errno::NODEV)?.into())
+        let watching = watching.map_err(|_| Errno::NODEV)?;
+        // A read of the kernel's node fails; here it must at least not wait for an event.
+        watching.set_nonblocking(true).map_err(|_| Errno::NODEV)?;
+        Ok(watching.into())
     }
 
     /// Whether `fd` came from [`World::open_control`], in this process or in one that handed it on.
@@ -88,8 +113,22 @@ impl World {
     pub(crate) fn connect(&self) -> Result<Client, Errno> {
         Client::connect(&self.socket).map_err(|error| match Errno::from_io_error(&error) {
             Some(errno @ (Errno::ACCESS | Errno::PERM | Errno::MFILE | Errno::NFILE)) => errno,
+            // There is one, but not for this user.
+            _ if self.systems.as_deref().is_some_and(Path::exists) => Errno::ACCESS,
             _ => Errno::NODEV,
         })
+    }
+
+    /// Whether the daemon has the capability to administer the system. One that has not (an ordinary user's, one in a
+    /// container) asks nobody for it.
+    pub(crate) fn daemon_is_admin(&self) -> bool {
+        let Ok(client) = self.connect() else {
+            return true;
+        };
+        rustix::net::sockopt::socket_peercred(client.stream())
+            .ok()
+            .and_then(|daemon| effective_capabilities(daemon.pid.as_raw_nonzero().get()))
+            .is_none_or(|capabilities| capabilities & CAP_SYS_ADMIN != 0)
     }
 
     /// The majors of mapped devices.

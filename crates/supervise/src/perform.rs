@@ -4,7 +4,7 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::Access;
+use rustix::fs::{Access, OFlags};
 use rustix::io::Errno;
 use thinmap_interpose::{Caller, Face, NodeKind, World};
 
@@ -98,7 +98,14 @@ fn open(pending: Pending, world: &World, path: &Path, flags: Flags) {
                 .map(|()| u64::from_le_bytes(bytes))
         }
     };
-    match flags.and_then(|flags| Ok((flags, face.open(world)?))) {
+    let open = |flags| {
+        if face == Face::Control && !caller.may_open_control() {
+            return Err(Errno::ACCESS);
+        }
+        face.check(OFlags::from_bits_truncate(flags as u32))?;
+        Ok((flags, face.open(world)?))
+    };
+    match flags.and_then(open) {
         Ok((flags, fd)) => pending.answer_with(fd, flags & libc::O_CLOEXEC as u64 != 0),
         Err(errno) => pending.answer(Err(errno)),
     }
