@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 CARGO ?= cargo
 
-.PHONY: all build demo demo-docker test check soak clean deps-demo deps-clients deps-test
+.PHONY: all build demo demo-docker test check soak bench clean deps-demo deps-clients deps-test deps-bench
 
 all: build
 
@@ -30,6 +30,12 @@ check:
 soak: deps-test build
 	@scripts/soak.sh $(SEEDS)
 
+# thinmap beside its peers: table, data and pictures in target/bench. ROW=part-of-a-name or pattern, QUICK=1, REPEATS=n, BACKING=/dir, OUT=/dir;
+# see docs/performance.md. As root. Debian's Python: it has matplotlib and libnbd.
+bench: deps-bench build
+	@/usr/bin/python3 benches/bench.py $(if $(ROW),--row '$(ROW)') $(if $(QUICK),--quick) $(if $(REPEATS),--repeats $(REPEATS)) \
+	    $(if $(BACKING),--backing '$(BACKING)') $(if $(OUT),--out '$(OUT)')
+
 deps-demo:
 	@scripts/install-packages.sh demo
 
@@ -38,6 +44,9 @@ deps-clients:
 
 deps-test:
 	@scripts/install-packages.sh test
+
+deps-bench:
+	@scripts/install-packages.sh bench
 
 clean:
 	$(CARGO) clean

@@ -3,61 +3,34 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-if [ "$(id -u)" != 0 ] || [ ! -e /dev/fuse ] || [ ! -e /dev/loop-control ]; then
-    echo "the Docker demo needs root, /dev/fuse and /dev/loop-control" >&2
-    exit 1
-fi
-# Docker looks for its devices in /dev/mapper and nowhere else. In mount and process namespaces of its own the demo has that
-# directory for itself, a thinmap or a dockerd that already runs is not touched, and no process or mount can be left over.
+. scripts/demo-clients.sh
 if [ "${1:-}" != --inside ]; then
-    unshare --mount --pid --fork --kill-child --mount-proc "$0" --inside
-    [ ! -x scripts/demo-containerd.sh ] || exec scripts/demo-containerd.sh
-    exit 0
+    (own_namespaces scripts/demo-docker.sh)
+    exec scripts/demo-containerd.sh
 fi
-
-thinmap=$(realpath "${THINMAP_BIN:-target/release/thinmap}")
-# Not in /tmp where that is a memory file system: the pool's files are large and sparse, and Docker wants to see a real disk.
-work=$(mktemp -d /var/tmp/thinmap-demo-docker.XXXXXX)
-mkdir -p "$work"/{bin,run,mapper,client,rootfs/bin,layered} /dev/mapper
-mount --bind "$work/mapper" /dev/mapper
-ln -s "$thinmap" "$work/bin/thinmap"
+own_world docker
+mkdir "$work"/{client,layered}
 ln -s "$thinmap" "$work/bin/dmsetup"
-# Debian's own programs: another Docker may stand before them in the path.
-export PATH=$work/bin:/usr/sbin:/usr/bin:/sbin:/bin
-export THINMAP_RUN_DIR=$work/run/thinmap
 export DOCKER_HOST=unix://$work/docker.sock DOCKER_CONFIG=$work/client DOCKER_BUILDKIT=0
 
-bold=$(tput bold 2>/dev/null || true) plain=$(tput sgr0 2>/dev/null || true)
-say() { printf '\n%s# %s%s\n' "$bold" "$*" "$plain"; }
-# Shown as it would be typed: what has blanks or the like is quoted.
-typed() { local word; for word; do [[ $word =~ [^[:alnum:]_./:=+@%,-] ]] && word="'${word//\'/\'\\\'\'}'"; printf ' %s' "$word"; done; }
-run() { printf '%s$%s%s\n' "$bold" "$(typed "$@")" "$plain"; "$@"; }
-quietly() { printf '%s$%s%s\n' "$bold" "$(typed "$@")" "$plain"; "$@" >/dev/null; }
-wrong() { echo "$*" >&2; exit 1; }
-
-cgroup=thinmap-demo-$$
 clean_up() {
     status=$?
     set +e
-    [ $status = 0 ] || grep -vE 'level=(info|debug)' "$work/dockerd.log" | tail -n 20 >&2
+    [ $status = 0 ] || grep -vE 'level=(info|debug)' "$work/dockerd.log" 2>/dev/null | tail -n 20 >&2
     stop_dockerd
-    dmsetup remove_all >/dev/null 2>&1
-    thinmap stop --force >/dev/null 2>&1
-    losetup -nO NAME,BACK-FILE | awk -v work="$work/" 'index($2, work) == 1 {print $1}' | xargs -r -n1 losetup -d
-    umount /dev/mapper
-    find /sys/fs/cgroup -depth -type d -path "*/$cgroup*" -exec rmdir {} + 2>/dev/null
-    rm -rf --one-file-system "$work"
+    leave_world
     [ $status = 0 ] || echo "the Docker demo failed (exit code $status)" >&2
     exit $status
 }
 trap clean_up EXIT
-trap 'exit 130' INT TERM
+trap 'exit 130' INT TERM HUP
 
 dockerd=
 start_dockerd() {
     printf '%s$ thinmap run -- dockerd --storage-driver devicemapper --storage-opt dm.override_udev_sync_check=true &%s\n' "$bold" "$plain"
     # Without a network: the demo is about disks, and changes nothing else on this machine.
-    thinmap run -- dockerd --storage-driver devicemapper --storage-opt dm.override_udev_sync_check=true \
+    # Out of the way of a Ctrl-C, which is for the demo.
+    setsid thinmap run -- dockerd --storage-driver devicemapper --storage-opt dm.override_udev_sync_check=true \
         --data-root "$work/docker" --exec-root "$work/exec" --pidfile "$work/dockerd.pid" --host "$DOCKER_HOST" \
         --cgroup-parent "/$cgroup" --bridge none --iptables=false --ip6tables=false --ip-forward=false >>"$work/dockerd.log" 2>&1 &
     dockerd=$!
@@ -78,8 +51,7 @@ used_kib() { sync -f "$data"; du -k "$data" | cut -f1; }
 used() { printf '%s MiB of the data file are really used on the host\n' $(($(used_kib) / 1024)); }
 
 say "dockerd, as Debian ships it. The one option: no udev makes nodes here, and Docker must not wait for it."
-grep -q device-mapper /proc/devices && echo "(this kernel has device mapper; thinmap does not use it)" \
-    || echo "(this kernel has no device mapper: grep device-mapper /proc/devices finds nothing)"
+has_no_device_mapper
 start_dockerd
 
 say "Docker has made its loop-lvm pool: two sparse files, two loop devices, a thin pool, a base device with a file system."
@@ -92,8 +64,7 @@ run dmsetup status
 empty=$(used_kib)
 
 say "A small image, made on the spot of busybox alone."
-cp "$(command -v busybox)" "$work/rootfs/bin/"
-for applet in sh cat dd sync ls rm; do ln -s busybox "$work/rootfs/bin/$applet"; done
+busybox_root
 tar -C "$work/rootfs" -c . | docker import - small >/dev/null
 run docker images
 
@@ -109,8 +80,7 @@ DOCKERFILE
 cat "$work/layered/Dockerfile"
 run docker build --quiet --network none --tag layered "$work/layered"
 run docker history --format '{{.Size}} {{.CreatedBy}}' layered
-[ "$(run docker run --rm --network none layered | tee /dev/stderr | tail -n 2 | tr '\n' ' ')" = "one a file of the host " ] \
-    || wrong "the layers are not what was built"
+says "one a file of the host" docker run --rm --network none layered
 
 say "Containers that write, at once. What each has changed is found by comparing two thin devices."
 for name in ann bob cyd; do
@@ -124,7 +94,7 @@ run docker ps --format '{{.Names}} {{.Image}} {{.Status}}'
 run dmsetup ls
 run docker diff bob
 [ "$(docker diff bob | sort | tr '\n' ' ')" = "A /big A /name D /one " ] || wrong "docker diff says something else"
-[ "$(docker exec cyd cat /name)" = cyd ] || wrong "a container sees another's file"
+says cyd docker exec cyd cat /name
 
 say "The pool's figures, as Docker and as dmsetup say them."
 pool_info | grep -E 'Used|Available'
@@ -137,7 +107,7 @@ stop_dockerd
 run thinmap stop
 start_dockerd
 run docker cp ann:/name "$work/name"
-[ "$(run cat "$work/name" | tee /dev/stderr | tail -n 1)" = ann ] || wrong "the container's file has not survived"
+says ann cat "$work/name"
 run docker diff ann
 
 say "All of it removed: the space goes back through Docker's discards, the pool and the loop device to the host."
@@ -154,7 +124,6 @@ say "Take it all down."
 stop_dockerd
 run dmsetup ls
 run thinmap stop
-left=$(losetup -nO BACK-FILE | grep -F "$work/" || true)
-[ -z "$left" ] || wrong "loop devices are left: $left"
+nothing_left
 
 say "Done, and nothing is left behind. docs/clients/docker.md says what else works and what differs."

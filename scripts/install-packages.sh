@@ -1,17 +1,21 @@
 #!/usr/bin/env bash
-# Installs the Debian packages that the demo or the tests use, as far as they are missing and we may.
+# Installs the Debian packages that the demo, the tests or the benchmarks use, as far as they are missing and we may.
 set -euo pipefail
 
 demo=(e2fsprogs util-linux libnbd-bin)
 clients=(docker.io containerd runc busybox-static xfsprogs e2fsprogs util-linux)
 test=("${demo[@]}" "${clients[@]}" lvm2 dmsetup thin-provisioning-tools user-mode-linux kmod fio btrfs-progs
       qemu-utils nbdkit golang-go python3 python3-libnbd procps fuse3)
+# qemu-storage-daemon is in qemu-system-common.
+bench=(fio qemu-system-common qemu-utils nbdkit xfsprogs btrfs-progs thin-provisioning-tools python3 python3-libnbd python3-matplotlib
+       fuse3 mount util-linux)
 
 case "${1:-demo}" in
     demo) wanted=("${demo[@]}") ;;
     clients) wanted=("${clients[@]}") ;;
     test) wanted=("${test[@]}") ;;
-    *) echo "usage: $0 demo|clients|test" >&2; exit 2 ;;
+    bench) wanted=("${bench[@]}") ;;
+    *) echo "usage: $0 demo|clients|test|bench" >&2; exit 2 ;;
 esac
 
 if ! command -v dpkg-query >/dev/null; then

@@ -3,7 +3,7 @@
 use crate::support::turn;
 use thinmap_tests::world::World;
 
-const NEEDS: &[&str] = &[
+pub const NEEDS: &[&str] = &[
     "/usr/sbin/dockerd",
     "/usr/bin/docker",
     "/usr/sbin/runc",
@@ -12,7 +12,7 @@ const NEEDS: &[&str] = &[
 ];
 
 /// `start OPTIONS` and `stop` are for the Docker daemon, `d` for its client; `bb` is an image of busybox and nothing else.
-const DOCKER: &str = r#"
+pub const DOCKER: &str = r#"
     D=$PWD/docker; mkdir -p $D
     export DOCKER_HOST=unix://$D/sock
     d() { /usr/bin/docker "$@"; }
@@ -107,7 +107,7 @@ fn docker_on_its_own_loop_devices_makes_and_removes_fifty_of_everything() {
 }
 
 /// A pool of our own, `docker-pool`, 2 GiB.
-const POOL: &str = r#"
+pub const POOL: &str = r#"
     truncate -s 8G data.img; truncate -s 64M meta.img
     sectors=$((2 << 21))
     pool() { dmsetup $1 docker-pool --table "0 $sectors thin-pool $PWD/meta.img $PWD/data.img 128 0 1 error_if_no_space"; }

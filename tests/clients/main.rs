@@ -2,8 +2,15 @@
 //!
 //! They look at fixed places (/dev/mapper, /etc/lvm), so the tests take turns. `docs/clients/` says how each is set up.
 
+mod article;
 mod containerd;
 mod docker;
+mod docker_removal;
+mod harmless;
+mod install_shim;
 mod lvm2;
+mod lvm2_change;
+mod lvm2_exchange;
+mod lvm2_thin;
 mod static_program;
 mod support;

@@ -7,7 +7,7 @@ const SOURCE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/clients/programs/dm.g
 const NEEDS: &[&str] = &["/usr/bin/go", "/usr/sbin/mkfs.ext4"];
 
 /// Builds the program as `./dm`, and makes `supervised` run something under a supervisor.
-fn build(world: &World) {
+pub fn build(world: &World) {
     let script = format!(
         "export HOME=$PWD GOCACHE=$PWD/cache GOFLAGS=-mod=mod CGO_ENABLED=0
          cp {SOURCE} dm.go

@@ -116,3 +116,37 @@ fn a_signal_ends_the_daemon_under_writers_and_suspended_devices() {
         world.end();
     }
 }
+
+/// Loop devices are the same in every mount namespace, paths are not.
+#[test]
+fn a_daemon_of_another_mount_namespace_at_the_same_path_is_left_alone() {
+    let name = "a_daemon_of_another_mount_namespace_at_the_same_path_is_left_alone";
+    if !can_make_block_devices(name) {
+        return;
+    }
+    let world = World::new();
+    // As in a container: the run directory at the same path is another directory.
+    let elsewhere = "
+        mkdir -p run mapper; mount -t tmpfs elsewhere run; mount -t tmpfs elsewhere mapper
+        truncate -s 8M other.img
+        dmsetup create other --table \"0 16384 linear $PWD/other.img 0\"
+        echo elsewhere | dd of=$M/other bs=512 conv=sync oflag=direct status=none
+        touch is_up; until [ -e is_over ]; do sleep 0.05; done
+        dd if=$M/other bs=512 count=1 iflag=direct status=none | grep -q elsewhere && echo whole
+        dmsetup remove other; thinmap stop";
+    let elsewhere = world
+        .command("unshare")
+        .args(["--mount", "bash", "-euc", elsewhere])
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .expect("unshare");
+    world.sh("for try in $(seq 200); do [ -e is_up ] && break; sleep 0.05; done; [ -e is_up ]");
+    pool_with_flushed_data(&world);
+    world.kill_daemon();
+    world.sh(TABLES);
+    world.sh("cmp -n 52428800 content $M/vol; dmsetup remove_all; touch is_over");
+    let said = elsewhere.wait_with_output().expect("the other namespace");
+    assert_eq!(String::from_utf8_lossy(&said.stdout), "whole\n");
+    assert!(said.status.success());
+    world.end();
+}

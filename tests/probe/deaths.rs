@@ -142,7 +142,7 @@ fn peers_that_speak_half_a_sentence() {
     // One asks and never takes the answers.
     let mut deaf = connect();
     deaf.set_nonblocking(true).expect("set");
-    let version = [head(1, 0, 12), [4_u32, 0, 0].map(u32::to_ne_bytes).concat()].concat();
+    let version = [head(1, 0, 12), [4_u32, 0, 0].map(u32::to_le_bytes).concat()].concat();
     while deaf.write_all(&version).is_ok() {}
     world.sh("dmsetup create w --table '0 8 zero'; dmsetup remove w");
     drop((kept, deaf));

@@ -129,7 +129,7 @@ impl Uml {
         let (modules, here) = (self.modules.display(), here.display());
         format!(
             "#!/bin/sh
-export PATH=/usr/sbin:/usr/bin:/sbin:/bin DM_DISABLE_UDEV=1 LC_ALL=C HOME=/run
+export PATH=/usr/sbin:/usr/bin:/sbin:/bin DM_DISABLE_UDEV=1 LC_ALL=C HOME=/run MODULES={modules}
 mount -t proc proc /proc
 mount -t sysfs sys /sys
 mount -t tmpfs -o size=90% tmpfs /run

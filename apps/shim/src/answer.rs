@@ -2,6 +2,7 @@
 
 use std::os::fd::OwnedFd;
 
+use rustix::fs::OFlags;
 use rustix::io::Errno;
 use thinmap_interpose::Face;
 
@@ -37,7 +38,8 @@ pub fn errno() -> libc::c_int {
     unsafe { *libc::__errno_location() }
 }
 
-fn set_errno(value: libc::c_int) {
+/// Sets it: a call that succeeds must leave it alone, whatever it tried before.
+pub fn set_errno(value: libc::c_int) {
     // SAFETY: as above.
     unsafe { *libc::__errno_location() = value }
 }
@@ -51,9 +53,9 @@ pub fn keeping_errno<T>(work: impl FnOnce() -> T) -> T {
 }
 
 /// Opens what a face shows.
-pub fn open_face(face: &Face, close_on_exec: bool) -> Result<OwnedFd, Errno> {
-    let fd = face.open(world())?;
-    if !close_on_exec {
+pub fn open_face(face: &Face, flags: OFlags) -> Result<OwnedFd, Errno> {
+    let fd = face.open(world(), flags)?;
+    if !flags.contains(OFlags::CLOEXEC) {
         rustix::io::fcntl_setfd(&fd, rustix::io::FdFlags::empty())?;
     }
     Ok(fd)

@@ -1,5 +1,6 @@
 //! Opening by path: the control node and the texts that speak of device mapper.
 
+use std::ffi::CStr;
 use std::os::fd::IntoRawFd;
 
 use libc::{FILE, c_char, c_int, mode_t};
@@ -7,7 +8,7 @@ use rustix::fs::OFlags;
 use rustix::io::Errno;
 use thinmap_interpose::Face;
 
-use crate::answer::{Failure, errno, fail, keeping_errno, open_face};
+use crate::answer::{Failure, errno, fail, keeping_errno, open_face, set_errno};
 use crate::next::stand_before;
 use crate::state::{absolute, enter, world};
 
@@ -59,14 +60,9 @@ unsafe fn open_path_at_checked(
 /// # Safety
 /// `path` is null or a NUL-terminated string.
 unsafe fn open_or_pass(next: impl Fn() -> c_int, path: *const c_char, flags: c_int) -> c_int {
-    let close_on_exec = flags & libc::O_CLOEXEC != 0;
+    let flags = OFlags::from_bits_retain(flags as u32);
     // SAFETY: promised by the caller.
-    unsafe {
-        face_or_pass(next, path, |face| {
-            face.check(OFlags::from_bits_retain(flags as u32))?;
-            Ok(open_face(face, close_on_exec)?.into_raw_fd())
-        })
-    }
+    unsafe { face_or_pass(next, path, |face| Ok(open_face(face, flags)?.into_raw_fd())) }
 }
 
 unsafe fn open_stream(
@@ -75,7 +71,9 @@ unsafe fn open_stream(
     mode: *const c_char,
 ) -> *mut FILE {
     let open_stream = |face: &Face| {
-        let fd = open_face(face, true)?.into_raw_fd();
+        // SAFETY: the caller's mode, as fopen asks for it.
+        let flags = flags_of_mode(unsafe { CStr::from_ptr(mode) }.to_bytes());
+        let fd = open_face(face, flags)?.into_raw_fd();
         // SAFETY: a descriptor of our own, and the caller's mode, as fopen asks for it.
         let stream = unsafe { libc::fdopen(fd, mode) };
         if stream.is_null() {
@@ -87,6 +85,18 @@ unsafe fn open_stream(
     };
     // SAFETY: the caller's path, as fopen asks for it.
     unsafe { face_or_pass(next, path, open_stream) }
+}
+
+/// What of fopen's mode concerns how the file is opened and does not come with `fdopen`.
+fn flags_of_mode(mode: &[u8]) -> OFlags {
+    // A character set may follow the comma.
+    let letters = mode.split(|byte| *byte == b',').next().unwrap_or_default();
+    let has = |letter| letters.contains(&letter);
+    let mut flags = OFlags::empty();
+    flags.set(OFlags::CLOEXEC, has(b'e'));
+    let creates = letters.first() != Some(&b'r');
+    flags.set(OFlags::CREATE | OFlags::EXCL, creates && has(b'x'));
+    flags
 }
 
 /// # Safety
@@ -104,12 +114,17 @@ unsafe fn face_or_pass<T: Failure>(
     if let Some(result) = keeping_errno(|| enter(|| opened(world().face(path)))) {
         return result.unwrap_or_else(fail);
     }
+    let before = errno();
     let passed = next();
     if !passed.has_failed() || errno() != Errno::NOENT.raw_os_error() {
         return passed;
     }
     match keeping_errno(|| enter(|| opened(world().face_of_missing(path)))) {
-        Some(result) => result.unwrap_or_else(fail),
+        Some(Ok(opened)) => {
+            set_errno(before);
+            opened
+        }
+        Some(Err(errno)) => fail(errno),
         None => passed,
     }
 }

@@ -5,7 +5,7 @@ use rustix::fs::Access;
 use rustix::io::Errno;
 use thinmap_interpose::{Face, NodeKind};
 
-use crate::answer::{errno, fail, keeping_errno};
+use crate::answer::{errno, fail, keeping_errno, set_errno};
 use crate::next::stand_before;
 use crate::state::{absolute, enter, world};
 
@@ -94,6 +94,7 @@ unsafe fn look(
     path: *const c_char,
     describe: impl FnOnce(&Face),
 ) -> c_int {
+    let before = errno();
     let passed = next();
     if passed == 0 || errno() != Errno::NOENT.raw_os_error() {
         return passed;
@@ -105,6 +106,7 @@ unsafe fn look(
     match keeping_errno(|| enter(|| world().face_of_missing(path))) {
         Some(face) => {
             describe(&face);
+            set_errno(before);
             0
         }
         None => passed,

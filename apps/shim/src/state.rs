@@ -15,12 +15,13 @@ thread_local! {
     static INSIDE: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Runs before the program's `main`, so that no fork can catch another thread in the middle of it.
+/// Runs before the program's `main`, so that no fork can catch another thread in the middle of it. Inside, because the first
+/// allocation may be the program's own allocator's first, and that may look at files.
 #[used]
 #[unsafe(link_section = ".init_array")]
 static AT_LOAD: extern "C" fn() = {
     extern "C" fn at_load() {
-        world();
+        enter(|| Some(world()));
     }
     at_load
 };

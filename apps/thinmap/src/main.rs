@@ -5,6 +5,7 @@
 mod daemon_command;
 mod daemon_start;
 mod dmsetup;
+mod install_shim;
 mod native;
 mod run;
 mod run_paths;
@@ -80,6 +81,32 @@ enum Verb {
             value_name = "PROGRAM"
         )]
         program: Vec<std::ffi::OsString>,
+    },
+    /// Put the shim into every program of this system (/etc/ld.so.preload), a container or an image
+    InstallShim {
+        /// Another system's tree, mounted at DIR
+        #[arg(long, value_name = "DIR")]
+        root: Option<PathBuf>,
+        /// Although the kernel has its own device mapper, which programs then no longer reach
+        #[arg(long)]
+        force: bool,
+    },
+    /// Take the shim out of every program again
+    UninstallShim {
+        /// Another system's tree, mounted at DIR
+        #[arg(long, value_name = "DIR")]
+        root: Option<PathBuf>,
+    },
+    /// Run the program that `install-shim` tries a library with
+    #[command(hide = true)]
+    TryPreload {
+        /// The tree of the system that it is tried in
+        root: PathBuf,
+        #[arg(long)]
+        library: Option<PathBuf>,
+        /// List what is loaded
+        #[arg(long)]
+        list: bool,
     },
     /// Perform the system calls of a program under `run --static`; standard input is a socket to it
     #[command(hide = true)]
@@ -204,6 +231,15 @@ fn perform(cli: Cli) -> anyhow::Result<i32> {
                 run::run(&paths, &program, autostart)?;
             }
         }
+        Verb::InstallShim { root, force } => {
+            install_shim::install(&install_shim::Options { root, force })?;
+        }
+        Verb::UninstallShim { root } => install_shim::uninstall(root.as_deref())?,
+        Verb::TryPreload {
+            root,
+            library,
+            list,
+        } => install_shim::test_program(&root, library.as_deref(), list)?,
         Verb::Supervise { detach } => run_static::supervise(&paths, detach)?,
         Verb::Dmsetup { args } => return Ok(dmsetup::main("dmsetup", &args, paths, autostart)),
     }

@@ -127,11 +127,11 @@ fn is_static(path: &Path) -> bool {
 }
 
 /// Program headers follow the ELF header in what every linker makes.
-const ELF_START_BYTES: u64 = 64 * 1024;
+pub const ELF_START_BYTES: u64 = 64 * 1024;
 const PT_INTERP: u32 = 3;
 
-/// `None` when it is no 64-bit little-endian ELF file.
-fn elf_has_interpreter(start: &[u8]) -> Option<bool> {
+/// Whether the start of a file is that of a program with a dynamic loader; `None` when it is no 64-bit little-endian ELF file.
+pub fn elf_has_interpreter(start: &[u8]) -> Option<bool> {
     if !start.starts_with(b"\x7fELF\x02\x01") {
         return None;
     }

@@ -23,6 +23,12 @@ pub struct Client {
     path: PathBuf,
 }
 
+impl AsFd for Client {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.stream.as_fd()
+    }
+}
+
 /// What a forwarded ioctl gave.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Forwarded {
@@ -116,11 +122,6 @@ impl Client {
         let answer = self.ioctl(Request::Version.command().nr(), Request::Version.encode(0))?;
         Header::version_of(&answer)
             .ok_or_else(|| DmError::new(Errno::PROTO, "the daemon told no version").into())
-    }
-
-    /// The connection, to see who is at its other end.
-    pub fn stream(&self) -> &UnixStream {
-        &self.stream
     }
 
     /// Makes the connection one on which the daemon sends a byte for each event of any device.

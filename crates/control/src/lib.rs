@@ -10,9 +10,12 @@ mod answer;
 pub mod client;
 #[cfg(test)]
 mod codec_tests;
+mod decode;
 mod dispatch;
 mod frame;
 pub mod ioctl;
+#[cfg(test)]
+mod kernel_rules_tests;
 pub mod native;
 mod request;
 mod response;

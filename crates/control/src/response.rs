@@ -170,8 +170,7 @@ impl Reader<'_> {
     fn devices(&self) -> Result<Vec<DeviceListEntry>, DmError> {
         let mut devices = Vec::new();
         let mut at = self.start();
-        // Of no device nothing is written; a kernel puts a zero number there that it does not copy out.
-        if self.buffer.len() <= at || self.u64_at(at)? == 0 {
+        if at >= self.buffer.len() || self.u64_at(at)? == 0 {
             return Ok(devices);
         }
         loop {

@@ -101,6 +101,14 @@ impl Devices {
         self.maps.read().check_free(name, uuid)
     }
 
+    /// Whether a uuid is free.
+    pub fn check_uuid_free(&self, uuid: &DmUuid) -> Result<(), Taken> {
+        match self.maps.read().by_uuid.get(uuid) {
+            Some(dev) => Err(Taken::Uuid(*dev)),
+            None => Ok(()),
+        }
+    }
+
     /// Adds a device; refused when its name, uuid or number is taken.
     pub fn insert(&self, device: Arc<Device>) -> Result<(), Taken> {
         let (name, uuid, dev) = (device.md.name(), device.md.uuid(), device.dev_no());

@@ -126,7 +126,7 @@ impl DmService for Daemon {
     }
 
     fn rename(&self, device: &DmName, new_name: &DmName) -> Result<DeviceInfo, DmError> {
-        // COMPAT: whether the new name is free is asked first.
+        // As in the kernel, first whether the new name is free, then whether there is such a device.
         self.devices
             .check_free(new_name, None)
             .map_err(|taken| taken_error(&taken, new_name, None))?;
@@ -157,12 +157,11 @@ impl DmService for Daemon {
     }
 
     fn set_uuid(&self, device: &DmName, uuid: &DmUuid) -> Result<DeviceInfo, DmError> {
-        let name = device;
-        if let Some(taken) = self.devices.by_uuid(uuid) {
-            let taken = Taken::Uuid(taken.dev_no());
-            return Err(taken_error(&taken, name, Some(uuid)));
-        }
-        let device = self.find(&DeviceSelector::Name(name.clone()))?;
+        // In the kernel's order: a device's own uuid is taken, too.
+        self.devices
+            .check_uuid_free(uuid)
+            .map_err(|taken| taken_error(&taken, device, Some(uuid)))?;
+        let device = self.find(&DeviceSelector::Name(device.clone()))?;
         if let Some(has) = device.md.uuid() {
             let text = format!(
                 "device-mapper: ioctl: Unable to change uuid of mapped device {} to {uuid} because uuid is already set to {has}",

@@ -52,21 +52,24 @@ impl Face {
         !writes_text && !mode.contains(Access::EXEC_OK)
     }
 
-    /// What the kernel refuses of the flags of an `open`: it is there, and no directory.
-    pub fn check(&self, flags: OFlags) -> Result<(), Errno> {
+    /// Opens what it shows in `world`, always to be closed at an exec.
+    ///
+    /// COMPAT: O_PATH opens it too; the kernel would give a descriptor that takes no ioctl.
+    pub fn open(&self, world: &World, flags: OFlags) -> Result<OwnedFd, Errno> {
         if flags.contains(OFlags::CREATE | OFlags::EXCL) {
             return Err(Errno::EXIST);
         }
         if flags.contains(OFlags::DIRECTORY) {
             return Err(Errno::NOTDIR);
         }
-        Ok(())
-    }
-
-    /// Opens what it shows in `world`, to be closed at an exec.
-    pub fn open(&self, world: &World) -> Result<OwnedFd, Errno> {
         match self {
-            Self::Control => world.open_control(),
+            Self::Control => {
+                let fd = world.open_control()?;
+                if flags.contains(OFlags::NONBLOCK) {
+                    rustix::fs::fcntl_setfl(&fd, OFlags::NONBLOCK)?;
+                }
+                Ok(fd)
+            }
             Self::Text(text) => text_file(text),
         }
     }

@@ -7,16 +7,19 @@
 #![deny(unsafe_code)]
 
 mod caller;
+mod capability;
 mod cookie;
 mod face;
 mod foreign;
 mod ioctl;
+mod lvm2;
 mod proc_files;
 mod renamed;
 mod sysfs;
 mod world;
 
 pub use caller::{Caller, ProcessMemory, ThisThread};
+pub use capability::{CAP_DAC_OVERRIDE, CAP_SYS_ADMIN, effective_capabilities};
 pub use face::{Face, NodeKind};
 pub use ioctl::is_dm_ioctl;
-pub use world::{CAP_DAC_OVERRIDE, CAP_SYS_ADMIN, World, effective_capabilities};
+pub use world::World;

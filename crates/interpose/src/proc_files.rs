@@ -4,18 +4,33 @@
 
 use crate::world::CONTROL_MINOR;
 
+use std::fs::File;
+use std::io::Read;
+
+use rustix::fs::{Mode, OFlags};
+
 const NAME: &str = "device-mapper";
 const BLOCK_HEADING: &str = "Block devices:";
 
 /// `/proc/misc` with a line for the control node; `None` when the kernel's needs no line more.
 pub fn misc() -> Option<Vec<u8>> {
-    with_control(&std::fs::read_to_string("/proc/misc").ok()?).map(String::into_bytes)
+    with_control(&read("/proc/misc")?).map(String::into_bytes)
 }
 
 /// `/proc/devices` with our devices' majors; `None` when it cannot be read.
 pub fn devices(majors: &[u32]) -> Option<Vec<u8>> {
-    let real = std::fs::read_to_string("/proc/devices").ok()?;
+    let real = read("/proc/devices")?;
     Some(with_majors(&real, majors).into_bytes())
+}
+
+/// The kernel's own text. Not by libc's functions: another copy of the shim may stand before those (`thinmap run` where one is
+/// installed), and each would leave the line to the other.
+fn read(file: &str) -> Option<String> {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    let fd = rustix::fs::open(file, flags, Mode::empty()).ok()?;
+    let mut text = String::new();
+    File::from(fd).read_to_string(&mut text).ok()?;
+    Some(text)
 }
 
 fn with_control(real: &str) -> Option<String> {

@@ -6,6 +6,7 @@
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, TryLockError};
 
 use thinmap_control::Request;
@@ -16,6 +17,8 @@ use thinmap_control::ioctl::Command;
 pub struct Renamed {
     dev_dir: PathBuf,
     names: Mutex<Vec<OsString>>,
+    /// Whether a name was ever noted: programs that never rename a device need not look.
+    has_names: AtomicBool,
 }
 
 /// More than a program renames before it moves the nodes; older ones are forgotten.
@@ -26,6 +29,7 @@ impl Renamed {
         Self {
             dev_dir: dev_dir.to_owned(),
             names: Mutex::default(),
+            has_names: AtomicBool::new(false),
         }
     }
 
@@ -43,6 +47,7 @@ impl Renamed {
                 }
                 names.push(name);
             });
+            self.has_names.store(true, Ordering::Relaxed);
         }
     }
 
@@ -53,6 +58,9 @@ impl Renamed {
 
     /// Whether the removal of `path` is the one to leave out; asked once for each removal.
     pub fn keeps(&self, path: &Path) -> bool {
+        if !self.has_names.load(Ordering::Relaxed) {
+            return false;
+        }
         let Some(name) = path.file_name() else {
             return false;
         };

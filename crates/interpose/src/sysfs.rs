@@ -3,6 +3,7 @@
 //! Our devices are loop or ublk devices to the kernel, which has no `dm/` for them; libdevmapper and lvm2 read them by
 //! number (`/sys/dev/block/7:3/dm/name`) or by kernel name (`/sys/block/loop3/dm/name`).
 
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use thinmap_control::{DeviceInfo, DeviceSelector, Request, Response};
@@ -10,8 +11,14 @@ use thinmap_units::DevNo;
 
 use crate::world::World;
 
+const SYSFS: &[u8] = b"/sys/";
+
 /// The text of the attribute at `path`; `None` when it is no such path or no such device.
 pub fn attribute(world: &World, path: &Path) -> Option<Vec<u8>> {
+    // Every path at which the kernel has nothing comes by here.
+    if !path.as_os_str().as_bytes().starts_with(SYSFS) {
+        return None;
+    }
     let (device, name) = split(path.to_str()?)?;
     let info = info_of(world, number_of(device)?)?;
     let text = match name {
@@ -26,7 +33,7 @@ pub fn attribute(world: &World, path: &Path) -> Option<Vec<u8>> {
 /// The device's directory and the attribute's name.
 fn split(path: &str) -> Option<(&str, &str)> {
     let (device, name) = path.rsplit_once("/dm/")?;
-    (device.starts_with("/sys/") && !name.contains('/')).then_some((device, name))
+    (!name.contains('/')).then_some((device, name))
 }
 
 fn number_of(device: &str) -> Option<DevNo> {

@@ -1,12 +1,15 @@
 //! Where the daemon is, and what must be asked of it.
 
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use rustix::io::Errno;
 use rustix::net::SocketAddrUnix;
 use thinmap_control::Client;
 
+use crate::capability::{CAP_SYS_ADMIN, effective_capabilities};
 use crate::renamed::Renamed;
 
 /// The major number of misc devices, of which the control node is one.
@@ -17,6 +20,8 @@ pub const CONTROL_MINOR: u32 = 236;
 const LOOP_MAJOR: u32 = 7;
 const SYSTEMS_RUN_DIR: &str = "/run/thinmap";
 const CONTROL_NODE: &str = "/dev/mapper/control";
+const CONTROL_ENDING: &[u8] = b"/control";
+const READ_TIMEOUT: Duration = Duration::from_micros(1);
 
 /// One daemon as the programs see it that run on it.
 #[derive(Debug)]
@@ -26,19 +31,6 @@ pub struct World {
     /// The system's own daemon, where this world is that of a user who was told of no other.
     systems: Option<PathBuf>,
     pub(crate) renamed: Renamed,
-}
-
-/// Capabilities in a set as the kernel shows it in `/proc`.
-pub const CAP_SYS_ADMIN: u64 = 1 << 21;
-pub const CAP_DAC_OVERRIDE: u64 = 1 << 1;
-
-/// A thread's effective capabilities; `None` where they cannot be seen.
-pub fn effective_capabilities(thread: i32) -> Option<u64> {
-    let status = std::fs::read_to_string(format!("/proc/{thread}/status")).ok()?;
-    let set = status
-        .lines()
-        .find_map(|line| line.strip_prefix("CapEff:"))?;
-    u64::from_str_radix(set.trim(), 16).ok()
 }
 
 impl World {
@@ -72,7 +64,9 @@ impl World {
 
     /// Whether this path is the control node.
     pub fn is_control(&self, path: &Path) -> bool {
-        self.control_nodes.iter().any(|node| node == path)
+        // Comparing paths takes long, and nearly all are others.
+        path.as_os_str().as_bytes().ends_with(CONTROL_ENDING)
+            && self.control_nodes.iter().any(|node| node == path)
     }
 
     /// Whether the removal of the node at this absolute path must be left out, and reported as done. To be asked once
@@ -88,8 +82,9 @@ impl World {
     pub fn open_control(&self) -> Result<OwnedFd, Errno> {
         let watching = self.connect()?.watch_events();
         let watching = watching.map_err(|_| Errno::NODEV)?;
-        // A read of the kernel's node fails; here it must at least not wait for an event.
-        watching.set_nonblocking(true).map_err(|_| Errno::NODEV)?;
+        // A read of the kernel's node fails; here it must at least not wait for an event. (O_NONBLOCK would be seen.)
+        let timeout = watching.set_read_timeout(Some(READ_TIMEOUT));
+        timeout.map_err(|_| Errno::NODEV)?;
         Ok(watching.into())
     }
 
@@ -111,12 +106,17 @@ impl World {
 
     /// A connection to the daemon. Without one the errno of a driver that is not there.
     pub(crate) fn connect(&self) -> Result<Client, Errno> {
-        Client::connect(&self.socket).map_err(|error| match Errno::from_io_error(&error) {
-            Some(errno @ (Errno::ACCESS | Errno::PERM | Errno::MFILE | Errno::NFILE)) => errno,
-            // There is one, but not for this user.
-            _ if self.systems.as_deref().is_some_and(Path::exists) => Errno::ACCESS,
-            _ => Errno::NODEV,
-        })
+        let client =
+            Client::connect(&self.socket).map_err(|error| match Errno::from_io_error(&error) {
+                Some(errno @ (Errno::ACCESS | Errno::PERM | Errno::MFILE | Errno::NFILE)) => errno,
+                // There is one, but not for this user.
+                _ if self.systems.as_deref().is_some_and(Path::exists) => Errno::ACCESS,
+                _ => Errno::NODEV,
+            })?;
+        match is_daemon(&client) {
+            true => Ok(client),
+            false => Err(Errno::NODEV),
+        }
     }
 
     /// Whether the daemon has the capability to administer the system. One that has not (an ordinary user's, one in a
@@ -125,7 +125,7 @@ impl World {
         let Ok(client) = self.connect() else {
             return true;
         };
-        rustix::net::sockopt::socket_peercred(client.stream())
+        rustix::net::sockopt::socket_peercred(client)
             .ok()
             .and_then(|daemon| effective_capabilities(daemon.pid.as_raw_nonzero().get()))
             .is_none_or(|capabilities| capabilities & CAP_SYS_ADMIN != 0)
@@ -134,5 +134,29 @@ impl World {
     /// The majors of mapped devices.
     pub(crate) fn majors(&self) -> Vec<u32> {
         vec![LOOP_MAJOR]
+    }
+}
+
+/// Whether the one who listens is a daemon to be asked: not this very process, for a system-wide shim is in the daemon too, and to a
+/// user nobody but himself and root, for others can make what is missing under /tmp.
+fn is_daemon(listener: impl AsFd) -> bool {
+    let me = rustix::process::geteuid();
+    rustix::net::sockopt::socket_peercred(listener).is_ok_and(|peer| {
+        peer.pid != rustix::process::getpid()
+            && (me.is_root() || peer.uid.is_root() || peer.uid == me)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_is_not_its_own_daemon() {
+        let run_dir = tempfile::tempdir().expect("directory");
+        let socket = thinmap_control::control_socket(run_dir.path());
+        let _listener = std::os::unix::net::UnixListener::bind(socket).expect("listens");
+        let world = World::new(run_dir.path(), run_dir.path());
+        assert_eq!(world.open_control().err(), Some(Errno::NODEV));
     }
 }

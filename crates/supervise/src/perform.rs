@@ -102,8 +102,8 @@ fn open(pending: Pending, world: &World, path: &Path, flags: Flags) {
         if face == Face::Control && !caller.may_open_control() {
             return Err(Errno::ACCESS);
         }
-        face.check(OFlags::from_bits_truncate(flags as u32))?;
-        Ok((flags, face.open(world)?))
+        let fd = face.open(world, OFlags::from_bits_retain(flags as u32))?;
+        Ok((flags, fd))
     };
     match flags.and_then(open) {
         Ok((flags, fd)) => pending.answer_with(fd, flags & libc::O_CLOEXEC as u64 != 0),

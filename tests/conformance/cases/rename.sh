@@ -13,6 +13,9 @@ run dmsetup create other --table "0 8 zero" -u UUID-O
 run dmsetup rename r3 other
 run dmsetup rename r3 r3
 run dmsetup rename absent x
+run dmsetup rename absent other
+run dmsetup rename r3 --setuuid UUID-X
+run dmsetup rename absent --setuuid UUID-X
 run dmsetup create bare --table "0 8 zero"
 run dmsetup rename bare --setuuid UUID-O
 run dmsetup rename r3 a/b

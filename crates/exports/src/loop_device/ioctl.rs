@@ -4,6 +4,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
+use thinmap_units::DevNo;
 
 #[repr(C)]
 #[derive(Clone, Copy)]
@@ -87,6 +88,11 @@ pub(super) fn keep_when_closed(device: &OwnedFd) -> Result<(), Errno> {
     let mut info = status(device)?;
     info.flags &= !FLAG_AUTOCLEAR;
     set_status(device, &mut info)
+}
+
+/// The file system that the file behind it lies on.
+pub(super) fn backing_device(device: &OwnedFd) -> Result<DevNo, Errno> {
+    Ok(DevNo::from_kernel(status(device)?.device))
 }
 
 fn status(device: &OwnedFd) -> Result<Info64, Errno> {

@@ -1,12 +1,14 @@
 //! What a killed daemon left: loop devices over files of a dead FUSE mount, and that mount.
 //!
-//! Only what lies below `<run_dir>/fuse/` is touched. The dead mount is detached last: the loop devices' backing
-//! paths name it as long as it is there.
+//! Only what lies on the mount at `<run_dir>/fuse/` is touched. A path alone does not say so: loop devices are the same
+//! everywhere, and in another mount namespace (another container) a daemon that lives may have the same path. The dead mount
+//! is detached last: the loop devices' backing paths name it as long as it is there.
 
 use std::path::{Path, PathBuf};
 
 use rustix::fs::OFlags;
 use rustix::io::Errno;
+use thinmap_units::DevNo;
 
 use super::remover::{remove as remove_number, wait_until};
 use super::{ioctl, is_bound, node_path, open_node, sysfs_text};
@@ -36,7 +38,8 @@ pub(crate) fn clean_stale(run_dir: &Path) -> StaleReport {
         let abort = format!("/sys/fs/fuse/connections/{}/abort", dev.minor);
         let _ = std::fs::write(abort, "1");
     }
-    for number in loops_over(&dir) {
+    let left = loops_over(&dir).into_iter();
+    for number in left.filter(|number| lies_on(*number, &mounts)) {
         report.detached.push(node_path(number));
         report.still_mounted.extend(mounts_on(number));
         detach(number);
@@ -80,8 +83,22 @@ fn loops_over(dir: &Path) -> Vec<u32> {
     numbers
 }
 
+/// Whether the file behind the loop device lies on one of these mounts, whose servers are dead. `dir` was the right path.
+fn lies_on(number: u32, mounts: &[DevNo]) -> bool {
+    if mounts.is_empty() {
+        return false;
+    }
+    let made_node = super::ensure_node(number).unwrap_or(false);
+    let device = open_node(number, OFlags::RDONLY).and_then(|fd| ioctl::backing_device(&fd));
+    if made_node {
+        let _ = std::fs::remove_file(node_path(number));
+    }
+    // The driver asks the file's server, and only a dead one gives no answer.
+    device.map_or(true, |device| mounts.contains(&device))
+}
+
 fn mounts_on(number: u32) -> Vec<PathBuf> {
-    let dev = thinmap_units::DevNo::new(super::LOOP_MAJOR, number);
+    let dev = DevNo::new(super::LOOP_MAJOR, number);
     let all = openers::all_mounts()
         .into_iter()
         .flat_map(|(_, mounts)| mounts);

@@ -1,0 +1,5 @@
+"""The sides of a comparison. Each offers the same: see `base.Side`."""
+
+from . import files, nbdkit, qemu, thinmap
+
+SIDES = {side.name: side for module in (thinmap, qemu, nbdkit, files) for side in module.SIDES}

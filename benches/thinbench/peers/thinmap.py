@@ -1,0 +1,174 @@
+"""thinmap itself: a daemon of its own, one pool of 64 KiB blocks in two files on the backing."""
+
+import contextlib
+import os
+from pathlib import Path
+
+from ..jobs import BLOCK, MIB, Target
+from ..thinmap_control import Control
+from ..world import Failure, server, sparse, wait_until
+from .base import EMPTY, FILLED, SNAPSHOT, Side, connect
+
+SECTOR = 512
+NBD_ONLY = "[block_devices]\nenabled = false\n"
+
+
+def program():
+    """The program to measure: THINMAP_BIN, else this tree's release build."""
+    built = Path(__file__).resolve().parents[3] / "target/release/thinmap"
+    return Path(os.environ.get("THINMAP_BIN", built))
+
+
+class Daemon:
+    """A running daemon with a pool named `pool`. `nbd_only`: no block device is made for each volume."""
+
+    def __init__(self, stack, run, data, data_bytes, metadata_bytes=256 * MIB, nbd_only=False):
+        self.run, self.data = run, data
+        self.dev = run / "dev"
+        self.data_bytes = data_bytes
+        self.metadata, self.blocks = data / "metadata", data / "blocks"
+        if not self.metadata.exists():
+            sparse(self.metadata, metadata_bytes)
+        sparse(self.blocks, data_bytes)
+        command = [program(), "--run-dir", run / "tm", "--dev-dir", self.dev, "daemon"]
+        if nbd_only:
+            (run / "thinmap.toml").write_text(NBD_ONLY)
+            command += ["--config", run / "thinmap.toml"]
+        self.control = None
+        process = stack.enter_context(server(command, run / "thinmap.log", self._connected))
+        self.pids = (process.pid,)
+        stack.callback(self.control.close)
+
+    def _connected(self):
+        with contextlib.suppress(OSError):
+            self.control = Control(self.run / "tm/control.sock")
+        return self.control is not None
+
+    def open_pool(self):
+        """The pool, formatted if its metadata is empty."""
+        arguments = f"thin-pool {self.metadata} {self.blocks} {BLOCK // SECTOR} 0"
+        self.control.create("pool", self.data_bytes // SECTOR, arguments)
+
+    def pool(self, text):
+        """A message to the pool."""
+        self.control.message("pool", text)
+
+    def volume(self, name, number, size):
+        """An active volume of `size` bytes."""
+        self.control.create(name, size // SECTOR, f"thin {self.dev}/pool {number}")
+
+    def uri(self, name):
+        return f"nbd+unix:///{name}?socket={self.run}/tm/nbd.sock"
+
+    def target(self, name, transport):
+        if transport == "nbd":
+            return Target(uri=self.uri(name), pids=self.pids)
+        return Target(path=f"{self.dev}/{name}", pids=self.pids)
+
+
+class Thinmap(Side):
+    """A thin volume."""
+
+    words = "thin volume, pool of 64 KiB blocks with zeroing, default configuration"
+    states = (EMPTY, FILLED, SNAPSHOT)
+    transport = "nbd"
+
+    def start(self, stack, run, data, state):
+        self.daemon = daemon = Daemon(stack, run, data, 2 * self.size + 64 * MIB)
+        daemon.open_pool()
+        daemon.pool("create_thin 0")
+        daemon.volume("volume", 0, self.size)
+        self.measured, self.before = "volume", 0
+        if state != EMPTY:
+            self.fill(daemon.target("volume", self.transport), run)
+        if state == SNAPSHOT:
+            daemon.control.suspend("volume")
+            daemon.pool("create_snap 1 0")
+            daemon.control.resume("volume")
+            daemon.volume("snapshot", 1, self.size)
+            self.measured = "snapshot"
+        self.before = self._used()
+        return daemon.target(self.measured, self.transport)
+
+    def _used(self):
+        return int(self.daemon.control.status("pool")[2].split("/")[0])
+
+    def check_first_writes(self, count):
+        used = self._used() - self.before
+        if used != count:
+            raise Failure(f"{count} first writes have provisioned {used} blocks")
+
+
+class ThinmapNbd(Thinmap):
+    name = "thinmap"
+
+
+class ThinmapDevice(Thinmap):
+    name = "thinmap device"
+    words = Thinmap.words + "; its block device (FUSE + loop)"
+    transport = "device"
+
+
+class UnderSnapshots(Side):
+    """A filled volume of which there are many snapshots, or which is the last of a chain of them."""
+
+    states = (FILLED,)
+    snapshots = 0
+    depth = 0
+
+    def start(self, stack, run, data, state):
+        daemon = Daemon(stack, run, data, 2 * self.size + 256 * MIB, nbd_only=True)
+        daemon.open_pool()
+        daemon.pool("create_thin 0")
+        daemon.volume("volume", 0, self.size)
+        self.fill(daemon.target("volume", "nbd"), run)
+        for number in range(1, self.snapshots + 1):
+            daemon.pool(f"create_snap {number} 0")
+        if self.depth:
+            self._chain(daemon)
+            return daemon.target("last", "nbd")
+        return daemon.target("volume", "nbd")
+
+    def _chain(self, daemon):
+        """Each link is a snapshot of the one before and has a block of its own, so that no two are alike."""
+        for number in range(1, self.depth + 1):
+            daemon.pool(f"create_snap {number} {number - 1}")
+            last = number == self.depth
+            name = "last" if last else "link"
+            daemon.volume(name, number, self.size)
+            handle = connect(daemon.uri(name))
+            handle.pwrite(bytes([number % 255 + 1]) * 4096, number * BLOCK % self.size)
+            handle.shutdown()
+            if not last:
+                self._remove(daemon, name)
+
+    @staticmethod
+    def _remove(daemon, name):
+        def removed():
+            with contextlib.suppress(Failure):
+                daemon.control.remove(name)
+                return True
+            return False
+
+        # The client's end is seen by the daemon a moment later.
+        wait_until(removed, f"{name} to be let go")
+
+
+class NoSnapshot(UnderSnapshots):
+    name = "no snapshot"
+    words = "thinmap, a filled volume alone in its pool, NBD only"
+
+
+class ManySnapshots(UnderSnapshots):
+    name = "10,000 snapshots"
+    words = "thinmap, the volume has 10,000 snapshots, NBD only"
+    snapshots = 10_000
+
+
+class DeepChain(UnderSnapshots):
+    name = "chain of 1,000"
+    words = "thinmap, the volume is the last of 1,000 snapshots of one another, each with a write of its own, NBD only"
+    depth = 1_000
+
+
+SIDES = [ThinmapNbd, ThinmapDevice, NoSnapshot, ManySnapshots, DeepChain]
