@@ -37,9 +37,13 @@ fn answers_are_the_kernels() {
     };
     let (kernel, shim, supervisor) = std::thread::scope(|scope| {
         let kernel = scope.spawn(|| arms::kernel(groups));
-        let shim = arms::thinmap_arm("", groups);
+        let shim = scope.spawn(|| arms::thinmap_arm("", groups));
         let supervisor = arms::thinmap_arm("--static", supervised);
-        (kernel.join().expect("the kernel's arm"), shim, supervisor)
+        (
+            kernel.join().expect("the kernel's arm"),
+            shim.join().expect("the shim's arm"),
+            supervisor,
+        )
     });
     for (arm, transcripts) in [
         ("kernel", &kernel),
