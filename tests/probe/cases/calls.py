@@ -78,6 +78,8 @@ def addresses(machine):
         for command in ("LIST_DEVICES", "TABLE_STATUS", "DEV_STATUS"):
             named = {} if command == "LIST_DEVICES" else {"name": b"a"}
             machine.try_(f"{size} bytes of memory", command, size=size, **named)
+    machine.try_("65 MiB of memory", "LIST_DEVICES", size=65 << 20)
+    machine.try_("65 MiB of memory that are not there", "LIST_DEVICES", data_size=65 << 20)
 
 
 def at_the_end(machine, page, request, buffer):

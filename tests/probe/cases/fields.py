@@ -28,8 +28,8 @@ NUMBERS = {
     "dev": [1, 0xFFF00, HUGE],
 }
 TEXTS = {
-    "name": [b"", b"nosuch", b"a/b", b"/", b"a b", LONG, b"n" * 128, b"a\0tail" + b"t" * 100, b"\n"],
-    "uuid": [b"", b"nosuch", b"u/u", b"u" * 128, b"u" * 129, b"UUID-a", b"UUID-a\0tail" + b"t" * 100],
+    "name": [b"", b"nosuch", b"a/b", b"/", b"a b", LONG, b"n" * 128, b"a\0tail" + b"t" * 100, b"\n", b"\xff\xfe"],
+    "uuid": [b"", b"nosuch", b"u/u", b"u" * 128, b"u" * 129, b"UUID-a", b"UUID-a\0tail" + b"t" * 100, b"\xff\xfe"],
 }
 
 

@@ -5,7 +5,6 @@ import struct
 from dm import FLAG, HEADER, HEADER_MIN, PAGE, spec, specs
 
 BIG = 0xFFFFFFFF
-DISK = b"/dev/loop41"
 
 
 def run(machine, disk):
@@ -105,37 +104,38 @@ def renames(machine):
     for state in ("none", "created", "live", "both", "suspended"):
         machine.begin(f"renames {state}")
 
-        def attempt(label, new, uuid=False, **more):
+        def attempt(label, new, sets_uuid=False, **more):
             machine.clear_all()
             machine.make(b"a", state, uuid=b"UUID-a" if "has uuid" in label else b"")
             machine.make(b"b", "created", uuid=b"UUID-b")
-            flags = FLAG["UUID"] if uuid else 0
-            what = "uuid" if uuid else "name"
+            flags = FLAG["UUID"] if sets_uuid else 0
+            what = "uuid" if sets_uuid else "name"
             more = {"name": b"a", "flags": flags, **more}
             machine.try_(f"{what} {label}", "DEV_RENAME", new, **more)
             machine.try_(f"({what} {label})", "LIST_DEVICES", flags=FLAG["UUID"])
 
-        for uuid in (False, True):
-            attempt("fresh", b"fresh\0", uuid)
-            attempt("fresh, has uuid", b"fresh\0", uuid)
-            attempt("empty", b"\0", uuid)
-            attempt("its own", b"a\0", uuid)
-            attempt("its own, has uuid", b"UUID-a\0", uuid)
-            attempt("taken", b"b\0" if not uuid else b"UUID-b\0", uuid)
-            attempt("with slash", b"a/b\0", uuid)
-            attempt("blank", b" \0", uuid)
-            attempt("no NUL", b"x" * (PAGE - HEADER), uuid)
+        for sets_uuid in (False, True):
+            attempt("fresh", b"fresh\0", sets_uuid)
+            attempt("fresh, has uuid", b"fresh\0", sets_uuid)
+            attempt("empty", b"\0", sets_uuid)
+            attempt("its own", b"a\0", sets_uuid)
+            attempt("its own, has uuid", b"UUID-a\0", sets_uuid)
+            attempt("taken", b"b\0" if not sets_uuid else b"UUID-b\0", sets_uuid)
+            attempt("with slash", b"a/b\0", sets_uuid)
+            attempt("blank", b" \0", sets_uuid)
+            attempt("no NUL", b"x" * (PAGE - HEADER), sets_uuid)
+            attempt("high bytes", b"\xff\xfe\0", sets_uuid)
             for length in (126, 127, 128, 129, 130, 3000):
-                attempt(f"{length} bytes", b"x" * length + b"\0", uuid)
+                attempt(f"{length} bytes", b"x" * length + b"\0", sets_uuid)
             for start in (0, 304, 305, 311, 313, PAGE - 1, PAGE, BIG):
-                attempt(f"data_start {start}", b"fresh\0", uuid, data_start=start)
+                attempt(f"data_start {start}", b"fresh\0", sets_uuid, data_start=start)
             for size in (305, 306, 311, 312, 313, 314, 317, 318, 319):
-                attempt(f"size {size}", b"fresh\0", uuid, size=size)
-            attempt("of nobody", b"fresh\0", uuid, name=b"nosuch")
-            attempt("of nobody to taken", b"b\0", uuid, name=b"nosuch")
-            attempt("of no name", b"fresh\0", uuid, name=b"")
-            attempt("by uuid", b"fresh\0", uuid, name=b"", uuid_=b"UUID-b") if False else None
-            attempt("with a tail behind the name", b"fresh\0", uuid, name=b"a\0tail")
+                attempt(f"size {size}", b"fresh\0", sets_uuid, size=size)
+            attempt("of nobody", b"fresh\0", sets_uuid, name=b"nosuch")
+            attempt("of nobody to taken", b"b\0", sets_uuid, name=b"nosuch")
+            attempt("of no name", b"fresh\0", sets_uuid, name=b"")
+            attempt("by uuid", b"fresh\0", sets_uuid, name=b"", uuid=b"UUID-b")
+            attempt("with a tail behind the name", b"fresh\0", sets_uuid, name=b"a\0tail")
     machine.clear_all()
 
 
