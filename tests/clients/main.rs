@@ -5,7 +5,7 @@
 mod article;
 mod containerd;
 mod docker;
-mod docker_removal;
+mod docker_file_systems;
 mod harmless;
 mod install_shim;
 mod lvm2;
