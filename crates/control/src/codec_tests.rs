@@ -1,11 +1,9 @@
-//! The codec against the kernel's rules and against hostile buffers.
+//! The codec: round trips, and hostile buffers.
 
 use proptest::prelude::*;
-use rustix::io::Errno;
 use thinmap_units::{DevNo, DmName, DmUuid, Sector};
-use zerocopy::{FromBytes, IntoBytes, U32, U64};
 
-use crate::ioctl::{Command, HEADER_BYTES, HEADER_BYTES_MIN, Header, flag, nul_padded};
+use crate::ioctl::{Command, HEADER_BYTES};
 use crate::{
     DeviceDeps, DeviceInfo, DeviceListEntry, DeviceSelector, DeviceStatus, Request, Response,
     StatusKind, StatusQuery, SuspendOptions, TableInfo, TableLine, TargetVersion,
@@ -92,6 +90,7 @@ fn request() -> impl Strategy<Value = Request> {
         (selector(), lines, any::<bool>()).prop_map(|(device, lines, read_only)| {
             Request::TableLoad {
                 device,
+                is_whole: true,
                 lines,
                 read_only,
             }
@@ -197,6 +196,8 @@ proptest! {
         request in request(),
         response_to in request(),
         bends in proptest::collection::vec((0..400_usize, any::<u8>()), 1..8),
+        info in info(),
+        lines in proptest::collection::vec(line(), 0..4),
     ) {
         let mut buffer = request.encode(600);
         for (at, byte) in bends {
@@ -206,6 +207,19 @@ proptest! {
         }
         let _ = Request::decode(request.command(), &buffer);
         let _ = Response::decode(&response_to, &buffer);
+        let sent = buffer.len();
+        let answers = [
+            Response::Header,
+            Response::Devices(Vec::new()),
+            Response::Deps(DeviceDeps { info: info.clone(), devices: Some(vec![info.dev]) }),
+            Response::Message { info: info.clone(), text: Some("text".into()) },
+            Response::Status(DeviceStatus { info, lines: Some(lines) }),
+        ];
+        for answer in answers {
+            let mut buffer = buffer.clone();
+            answer.encode(&request, &mut buffer);
+            prop_assert!(buffer.len() <= sent);
+        }
     }
 
     #[test]
@@ -298,131 +312,4 @@ fn versions_round_trip() {
         Some(response.clone())
     );
     assert_eq!(round_trip(&request, &response, 0), None);
-}
-
-fn errno_of(command: Command, header: &Header, tail: &[u8]) -> Errno {
-    let mut buffer = header.as_bytes().to_vec();
-    buffer.resize(HEADER_BYTES, 0);
-    buffer.extend_from_slice(tail);
-    match Request::decode(command, &buffer) {
-        Ok(request) => panic!("{request:?} should have been refused"),
-        Err(error) => Errno::from_raw_os_error(error.errno),
-    }
-}
-
-#[test]
-fn wrong_buffers_get_the_kernels_errno() {
-    let header = |change: fn(&mut Header)| {
-        let mut header = Header::new(HEADER_BYTES + 64);
-        header.data_start = U32::new(HEADER_BYTES as u32);
-        header.name = nul_padded("a");
-        change(&mut header);
-        header
-    };
-    let tail = [0; 64];
-    type Case = (Command, fn(&mut Header), Errno);
-    let cases: [Case; 10] = [
-        (
-            Command::DevStatus,
-            |h| h.data_size = U32::new(HEADER_BYTES_MIN as u32 - 1),
-            Errno::INVAL,
-        ),
-        (
-            Command::TableStatus,
-            |h| h.data_size = U32::new(1 << 20),
-            Errno::FAULT,
-        ),
-        (Command::DevCreate, |h| h.name = [0; 128], Errno::INVAL),
-        (
-            Command::DevCreate,
-            |h| h.name = nul_padded("a/b"),
-            Errno::INVAL,
-        ),
-        (
-            Command::DevStatus,
-            |h| h.uuid = nul_padded("u"),
-            Errno::INVAL,
-        ),
-        (Command::DevStatus, |h| h.dev = U64::new(1), Errno::NXIO),
-        (Command::DevStatus, |h| h.name = [0; 128], Errno::NXIO),
-        (
-            Command::TableLoad,
-            |h| h.target_count = U32::new(0),
-            Errno::INVAL,
-        ),
-        (
-            Command::DevRename,
-            |h| h.data_start = U32::new(8),
-            Errno::INVAL,
-        ),
-        (
-            Command::TargetMsg,
-            |h| h.data_start = U32::new(u32::MAX),
-            Errno::INVAL,
-        ),
-    ];
-    for (command, change, expected) in cases {
-        let header = header(change);
-        assert_eq!(errno_of(command, &header, &tail), expected, "{command:?}");
-    }
-}
-
-/// A chain of records that points at itself must end with an error, not for ever.
-#[test]
-fn a_looping_table_is_refused() {
-    let device = DeviceSelector::Name(DmName::new("a").unwrap());
-    let line = TableLine {
-        start: Sector(0),
-        len: Sector(8),
-        target: "zero".into(),
-        params: String::new(),
-    };
-    let request = Request::TableLoad {
-        device,
-        lines: vec![line.clone(), line],
-        read_only: false,
-    };
-    let mut buffer = request.encode(0);
-    let next_at = HEADER_BYTES + 20;
-    buffer[next_at..next_at + 4].fill(0);
-    let (mut header, _) = Header::read_from_prefix(&buffer).unwrap();
-    header.target_count = U32::new(u32::MAX);
-    buffer[..HEADER_BYTES_MIN].copy_from_slice(header.as_bytes());
-    let error = Request::decode(Command::TableLoad, &buffer).unwrap_err();
-    assert_eq!(error.errno, Errno::INVAL.raw_os_error());
-}
-
-#[test]
-fn flags_are_cleared_on_the_way_in() {
-    let device = DeviceSelector::Name(DmName::new("a").unwrap());
-    let request = Request::Remove {
-        device,
-        deferred: false,
-    };
-    let mut buffer = request.encode(0);
-    let (mut header, _) = Header::read_from_prefix(&buffer).unwrap();
-    header.flags |= U32::new(flag::BUFFER_FULL | flag::UEVENT_GENERATED | flag::SECURE_DATA);
-    buffer[..HEADER_BYTES_MIN].copy_from_slice(header.as_bytes());
-    Response::Removed.encode(&request, &mut buffer);
-    let (header, _) = Header::read_from_prefix(&buffer).unwrap();
-    assert_eq!(header.flags.get(), flag::UEVENT_GENERATED);
-}
-
-#[test]
-fn of_no_devices_nothing_but_the_header_is_copied_out() {
-    let request = Request::ListDevices {
-        name_prefix: String::new(),
-        uuid_prefix: String::new(),
-        with_uuids: false,
-    };
-    let none = Response::Devices(Vec::new());
-    let mut buffer = request.encode(16384);
-    none.encode(&request, &mut buffer);
-    let (header, _) = Header::read_from_prefix(&buffer).unwrap();
-    assert_eq!(
-        (header.data_start.get(), header.data_size.get()),
-        (312, 312)
-    );
-    assert!(!header.has(flag::BUFFER_FULL));
-    assert_eq!(Response::decode(&request, &buffer).unwrap(), Some(none));
 }

@@ -1,12 +1,13 @@
 //! From an ioctl buffer to a service call and back, by the kernel's rules.
 
 use rustix::io::Errno;
+use thinmap_units::Sector;
 use zerocopy::IntoBytes;
 
 use crate::ioctl::{Command, Header, INTERFACE_VERSION};
 use crate::request::Request;
 use crate::response::Response;
-use crate::service::{CancelToken, DmError, DmService, TargetVersion};
+use crate::service::{CancelToken, DmError, DmService, TableLine, TargetVersion};
 use crate::split_args;
 
 /// Runs command `nr` on `buffer`. Afterwards `buffer` holds the bytes to copy over the start of the caller's
@@ -34,7 +35,9 @@ fn run(
     buffer: &mut Vec<u8>,
     cancel: &CancelToken,
 ) -> Result<(), DmError> {
-    check_version(nr, buffer)?;
+    let version = Header::version_of(buffer)
+        .ok_or_else(|| DmError::new(Errno::FAULT, "ioctl buffer is shorter than its version"))?;
+    check_version(nr, version)?;
     let command = Command::from_nr(nr).ok_or_else(|| {
         DmError::new(
             Errno::NOTTY,
@@ -46,10 +49,36 @@ fn run(
         put_version_only(buffer);
         return Ok(());
     }
-    let request = Request::decode(command, buffer)?;
+    let request = Request::decode(command, buffer)
+        .map_err(|wrong| first_error(service, command, buffer, wrong))?;
     let response = apply(service, &request, cancel)?;
     response.encode(&request, buffer);
     Ok(())
+}
+
+/// Which error the kernel finds first, of one in the request and those that only the service can find.
+fn first_error(
+    service: &dyn DmService,
+    command: Command,
+    buffer: &[u8],
+    wrong: DmError,
+) -> DmError {
+    if let Some(device) = Request::sought(command, buffer)
+        && let Err(missing) = service.status(&device)
+    {
+        return missing;
+    }
+    // A rename of a device that cannot be there.
+    if wrong.errno == Errno::NXIO.raw_os_error()
+        && let Some(wanted) = Request::wanted(command, buffer)
+        && service.status(&wanted).is_ok()
+    {
+        return DmError::new(
+            Errno::BUSY,
+            format!("device-mapper: ioctl: {wanted} is taken"),
+        );
+    }
+    wrong
 }
 
 /// Calls the service for one request.
@@ -59,7 +88,8 @@ pub fn apply(
     cancel: &CancelToken,
 ) -> Result<Response, DmError> {
     Ok(match request {
-        Request::Version | Request::ArmPoll => Response::Done,
+        Request::Version => Response::Done,
+        Request::ArmPoll => Response::Header,
         Request::RemoveAll { deferred } => {
             service.remove_all(*deferred)?;
             Response::Done
@@ -68,10 +98,9 @@ pub fn apply(
         Request::Create { name, uuid, minor } => {
             Response::Device(service.create(name, uuid.as_ref(), *minor)?)
         }
-        Request::Remove { device, deferred } => match service.remove(device, *deferred)? {
-            Some(info) => Response::Device(info),
-            None => Response::Removed,
-        },
+        Request::Remove { device, deferred } => {
+            Response::Removed(service.remove(device, *deferred)?)
+        }
         Request::Rename { device, new_name } => Response::Device(service.rename(device, new_name)?),
         Request::SetUuid { device, uuid } => Response::Device(service.set_uuid(device, uuid)?),
         Request::Suspend { device, options } => {
@@ -87,8 +116,15 @@ pub fn apply(
         Request::TableLoad {
             device,
             lines,
+            is_whole: true,
             read_only,
         } => Response::Device(service.table_load(device, lines.clone(), *read_only)?),
+        Request::TableLoad {
+            device,
+            lines,
+            is_whole: false,
+            read_only,
+        } => return Err(broken_table(service, device, lines, *read_only)),
         Request::TableClear { device } => Response::Device(service.table_clear(device)?),
         Request::TableDeps { device, inactive } => {
             Response::Deps(service.table_deps(device, *inactive)?)
@@ -107,19 +143,46 @@ pub fn apply(
         } => {
             let args = split_args(message);
             let Some(first) = args.first() else {
+                service.status(device)?;
                 return Err(log("Empty message received."));
             };
             if first.starts_with('@') {
                 return core_message(service, device, &args);
             }
             let (info, text) = service.message(device, *sector, &args)?;
-            Response::Message { info, text }
+            match info.live {
+                Some(_) => Response::Message { info, text },
+                // COMPAT: with no table to take it, the kernel writes nothing.
+                None => Response::Done,
+            }
         }
         Request::SetGeometry { device, geometry } => {
             service.set_geometry(device, *geometry)?;
             Response::Done
         }
     })
+}
+
+/// Why a table is refused of which a record cannot be read: the kernel has constructed the targets before it by then, so what is
+/// wrong with those comes first.
+fn broken_table(
+    service: &dyn DmService,
+    device: &crate::DeviceSelector,
+    lines: &[TableLine],
+    read_only: bool,
+) -> DmError {
+    // In place of the missing record one that no table may have.
+    let impossible = TableLine {
+        start: Sector::ZERO,
+        len: Sector::ZERO,
+        target: String::new(),
+        params: String::new(),
+    };
+    let lines = lines.iter().cloned().chain([impossible]).collect();
+    match service.table_load(device, lines, read_only) {
+        Err(error) if error.errno != Errno::INVAL.raw_os_error() => error,
+        _ => log("unable to find target"),
+    }
 }
 
 /// Messages to device mapper itself begin with `@`.
@@ -133,7 +196,9 @@ fn core_message(
             info: service.cancel_deferred_remove(device)?,
             text: None,
         }),
-        [word, ..] => Err(log(&format!("Unsupported message sent to DM core: {word}"))),
+        [word, ..] => service.status(device).and(Err(log(&format!(
+            "Unsupported message sent to DM core: {word}"
+        )))),
         [] => Err(log("Empty message received.")),
     }
 }
@@ -151,9 +216,7 @@ fn log(text: &str) -> DmError {
 }
 
 /// The caller's major version must be ours and its minor not newer.
-fn check_version(nr: u32, buffer: &[u8]) -> Result<(), DmError> {
-    let [major, minor, patch] = Header::version_of(buffer)
-        .ok_or_else(|| DmError::new(Errno::FAULT, "ioctl buffer is shorter than its version"))?;
+pub fn check_version(nr: u32, [major, minor, patch]: [u32; 3]) -> Result<(), DmError> {
     let [our_major, our_minor, our_patch] = INTERFACE_VERSION;
     if major != our_major || minor > our_minor {
         return Err(log(&format!(

@@ -26,6 +26,11 @@ pub const HEADER_BYTES_MIN: usize = 305;
 /// Size of a target's record head in a table or status buffer, in bytes.
 pub const TARGET_SPEC_BYTES: usize = 40;
 
+/// The largest `data_size` that the kernel takes, in bytes.
+pub const DATA_SIZE_MAX: usize = 1 << 30;
+/// The most targets that the kernel takes in a table.
+pub const TARGETS_MAX: u32 = 1 << 20;
+
 /// The ioctl type byte ("magic") of every device-mapper ioctl.
 pub const IOCTL_TYPE: u8 = 0xfd;
 
@@ -84,6 +89,14 @@ impl Command {
     /// The number.
     pub const fn nr(self) -> u32 {
         self as u32
+    }
+
+    /// Whether the kernel looks at neither the name nor the uuid as those of a device.
+    pub const fn ignores_names(self) -> bool {
+        matches!(
+            self,
+            Self::RemoveAll | Self::ListDevices | Self::ListVersions
+        )
     }
 
     /// Whether the kernel ignores all that follows the header (`IOCTL_FLAGS_NO_PARAMS`).
@@ -214,6 +227,11 @@ impl Header {
     pub fn version_of(buffer: &[u8]) -> Option<[u32; 3]> {
         let (version, _) = <[U32<NativeEndian>; 3]>::read_from_prefix(buffer).ok()?;
         Some(version.map(U32::get))
+    }
+
+    /// Whether the kernel takes a buffer of this `data_size`.
+    pub fn has_good_size(&self) -> bool {
+        (HEADER_BYTES_MIN..=DATA_SIZE_MAX).contains(&(self.data_size.get() as usize))
     }
 
     /// Whether all bits of `flags` are set.

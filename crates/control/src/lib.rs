@@ -6,12 +6,16 @@
 //! runs a [`server`]; commands use [`client`].
 #![forbid(unsafe_code)]
 
+mod answer;
 pub mod client;
 #[cfg(test)]
 mod codec_tests;
+mod decode;
 mod dispatch;
 mod frame;
 pub mod ioctl;
+#[cfg(test)]
+mod kernel_rules_tests;
 pub mod native;
 mod request;
 mod response;
@@ -21,7 +25,7 @@ mod service;
 mod split_args;
 
 pub use client::{CallError, Client, Forwarded};
-pub use dispatch::{apply, dispatch};
+pub use dispatch::{apply, check_version, dispatch};
 pub use frame::BODY_BYTES_MAX;
 pub use native::NativeService;
 pub use request::Request;
@@ -30,7 +34,7 @@ pub use run_dir::{control_socket, default_dev_dir, default_run_dir};
 pub use server::{ControlService, RunningServer, Server, ServerError};
 pub use service::{
     CancelToken, DeviceDeps, DeviceInfo, DeviceListEntry, DeviceSelector, DeviceStatus, DmError,
-    DmService, Geometry, StatusKind, StatusQuery, SuspendOptions, TableInfo, TableLine,
+    DmService, Geometry, Removal, StatusKind, StatusQuery, SuspendOptions, TableInfo, TableLine,
     TargetVersion,
 };
 pub use split_args::split_args;

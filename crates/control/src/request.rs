@@ -1,20 +1,15 @@
-//! Requests: what an ioctl buffer asks for, in typed form, and back.
-//!
-//! [`Request::decode`] is the kernel's reading of a buffer, with its errnos; [`Request::encode`] is what
-//! libdevmapper would send. Decoding must never panic, whatever the bytes.
+//! Requests: what an ioctl buffer asks for, in typed form, and the buffer that libdevmapper would send for it
+//! ([`Request::encode`]). The kernel's reading of a buffer is in [`crate::decode`].
 
-use rustix::io::Errno;
 use thinmap_units::{DevNo, DmName, DmUuid, Sector};
-use zerocopy::{FromBytes, IntoBytes, NativeEndian, U32, U64};
+use zerocopy::{IntoBytes, NativeEndian, U32, U64};
 
 use crate::ioctl::{
-    Command, HEADER_BYTES, HEADER_BYTES_MIN, Header, NAME_FIELD_BYTES, TARGET_SPEC_BYTES,
-    TargetSpec, UUID_FIELD_BYTES, flag, nul_padded, until_nul,
+    Command, HEADER_BYTES, Header, TARGET_SPEC_BYTES, TargetSpec, flag, nul_padded,
 };
 use crate::service::{
-    DeviceSelector, DmError, Geometry, StatusKind, StatusQuery, SuspendOptions, TableLine,
+    DeviceSelector, Geometry, StatusKind, StatusQuery, SuspendOptions, TableLine,
 };
-use crate::split_args;
 
 /// A request in typed form.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -67,6 +62,8 @@ pub enum Request {
     TableLoad {
         device: DeviceSelector,
         lines: Vec<TableLine>,
+        /// No record is missing behind the lines, or cannot be read.
+        is_whole: bool,
         read_only: bool,
     },
     TableClear {
@@ -120,37 +117,6 @@ impl Request {
             Self::SetGeometry { .. } => Command::DevSetGeometry,
             Self::ArmPoll => Command::DevArmPoll,
             Self::TargetVersion { .. } => Command::TargetVersion,
-        }
-    }
-
-    /// Reads a request for `command` from a buffer whose version is already checked.
-    ///
-    /// `buffer` is the memory that the caller owns; a `data_size` beyond it is EFAULT, one below the header is
-    /// EINVAL.
-    pub fn decode(command: Command, buffer: &[u8]) -> Result<Self, DmError> {
-        if command == Command::Version {
-            return Ok(Self::Version);
-        }
-        let (header, buffer) = header_and_payload(command, buffer)?;
-        let input = Input { header, buffer };
-        match command {
-            Command::Version => Ok(Self::Version),
-            Command::RemoveAll => Ok(Self::RemoveAll {
-                deferred: header.has(flag::DEFERRED_REMOVE),
-            }),
-            Command::ListDevices => Ok(Self::ListDevices {
-                name_prefix: input.text(until_nul(&header.name))?,
-                uuid_prefix: input.text(until_nul(&header.uuid))?,
-                with_uuids: header.has(flag::UUID),
-            }),
-            Command::DevCreate => input.create(),
-            Command::DevRename => input.rename(),
-            Command::ListVersions => Ok(Self::ListVersions),
-            Command::DevArmPoll => Ok(Self::ArmPoll),
-            Command::TargetVersion => Ok(Self::TargetVersion {
-                target: input.text(until_nul(&header.name))?,
-            }),
-            _ => input.about_device(command),
         }
     }
 
@@ -228,6 +194,7 @@ impl Request {
                 device,
                 lines,
                 read_only,
+                ..
             } => {
                 select(header, device);
                 flags |= bit(*read_only, flag::READONLY);
@@ -264,266 +231,6 @@ impl Request {
             Self::TargetVersion { target } => header.name = nul_padded(target),
         }
         header.flags = U32::new(flags);
-    }
-}
-
-/// The header as the kernel takes it and the bytes it may look at: `data_size` of them, or the bare header for
-/// commands that ignore the rest.
-fn header_and_payload(command: Command, buffer: &[u8]) -> Result<(Header, &[u8]), DmError> {
-    let (mut header, _) = Header::read_from_prefix(buffer)
-        .map_err(|_| DmError::new(Errno::FAULT, "ioctl buffer is shorter than its header"))?;
-    let data_size = header.data_size.get() as usize;
-    if data_size < HEADER_BYTES_MIN {
-        return Err(DmError::new(Errno::INVAL, ""));
-    }
-    let used = if command.ignores_payload() {
-        HEADER_BYTES_MIN
-    } else {
-        data_size
-    };
-    let payload = buffer
-        .get(..used)
-        .ok_or_else(|| DmError::new(Errno::FAULT, "ioctl buffer is shorter than its data_size"))?;
-
-    let nr = command.nr();
-    match command {
-        Command::RemoveAll | Command::ListDevices | Command::ListVersions => {}
-        Command::DevCreate if header.name[0] == 0 => {
-            return Err(log("name not supplied when creating device"));
-        }
-        Command::DevCreate => {}
-        _ if header.uuid[0] != 0 && header.name[0] != 0 => {
-            return Err(log(&format!("only supply one of name or uuid, cmd({nr})")));
-        }
-        _ => {}
-    }
-    header.name[NAME_FIELD_BYTES - 1] = 0;
-    header.uuid[UUID_FIELD_BYTES - 1] = 0;
-    Ok((header, payload))
-}
-
-/// EINVAL with a line as the kernel logs it.
-fn log(text: &str) -> DmError {
-    DmError::new(Errno::INVAL, format!("device-mapper: ioctl: {text}"))
-}
-
-/// One checked ioctl buffer.
-struct Input<'a> {
-    header: Header,
-    buffer: &'a [u8],
-}
-
-impl Input<'_> {
-    fn text(&self, bytes: &[u8]) -> Result<String, DmError> {
-        // COMPAT: the kernel takes any bytes; names, uuids and arguments here must be UTF-8.
-        String::from_utf8(bytes.to_vec())
-            .map_err(|_| log("a name, uuid or argument is not valid UTF-8"))
-    }
-
-    /// The NUL-terminated text at `offset`, which must end inside the buffer.
-    fn text_at(&self, offset: usize) -> Option<&[u8]> {
-        let rest = self.buffer.get(offset..)?;
-        rest.iter()
-            .position(|byte| *byte == 0)
-            .and_then(|end| rest.get(..end))
-    }
-
-    /// The payload's offset, if it lies behind the header as the kernel asks.
-    fn payload_start(&self) -> Option<usize> {
-        let start = self.header.data_start.get() as usize;
-        (start >= HEADER_BYTES_MIN).then_some(start)
-    }
-
-    fn name(&self, bytes: &[u8]) -> Result<DmName, DmError> {
-        DmName::new(&self.text(bytes)?).map_err(|_| log("invalid device name"))
-    }
-
-    fn uuid(&self, bytes: &[u8]) -> Result<DmUuid, DmError> {
-        DmUuid::new(&self.text(bytes)?).map_err(|_| log("invalid device uuid"))
-    }
-
-    /// One of uuid, name and number; ENXIO when it is none or more than one.
-    fn selector(&self) -> Result<DeviceSelector, DmError> {
-        let name = until_nul(&self.header.name);
-        let uuid = until_nul(&self.header.uuid);
-        let dev = self.header.dev.get();
-        match (name.is_empty(), uuid.is_empty(), dev) {
-            (true, false, 0) => self.uuid(uuid).map(DeviceSelector::Uuid),
-            // A name that no device can have is not there, rather than wrong.
-            (false, true, 0) => DmName::new(&self.text(name)?)
-                .map(DeviceSelector::Name)
-                .map_err(|_| DmError::no_device()),
-            (true, true, dev) if dev != 0 => Ok(DeviceSelector::Dev(DevNo::from_kernel(dev))),
-            _ => Err(DmError::no_device()),
-        }
-    }
-
-    fn create(&self) -> Result<Request, DmError> {
-        let uuid = until_nul(&self.header.uuid);
-        let minor = DevNo::from_kernel(self.header.dev.get()).minor;
-        Ok(Request::Create {
-            name: self.name(until_nul(&self.header.name))?,
-            uuid: (!uuid.is_empty()).then(|| self.uuid(uuid)).transpose()?,
-            minor: self.header.has(flag::PERSISTENT_DEV).then_some(minor),
-        })
-    }
-
-    fn rename(&self) -> Result<Request, DmError> {
-        let invalid = || log("Invalid new mapped device name or uuid string supplied.");
-        let set_uuid = self.header.has(flag::UUID);
-        let new = self
-            .payload_start()
-            .and_then(|start| self.text_at(start))
-            .ok_or_else(invalid)?;
-        let new_max = if set_uuid {
-            UUID_FIELD_BYTES
-        } else {
-            NAME_FIELD_BYTES
-        } - 1;
-        if new.is_empty() || new.len() > new_max {
-            return Err(invalid());
-        }
-        // The kernel looks renames up by name only.
-        let old = self.text(until_nul(&self.header.name))?;
-        let device = |old: &str| DmName::new(old).map_err(|_| DmError::no_device());
-        if set_uuid {
-            let uuid = self.uuid(new)?;
-            Ok(Request::SetUuid {
-                device: device(&old)?,
-                uuid,
-            })
-        } else {
-            let new_name = self.name(new)?;
-            Ok(Request::Rename {
-                device: device(&old)?,
-                new_name,
-            })
-        }
-    }
-
-    fn about_device(&self, command: Command) -> Result<Request, DmError> {
-        let header = &self.header;
-        let device = self.selector()?;
-        let inactive = header.has(flag::QUERY_INACTIVE_TABLE);
-        let options = SuspendOptions {
-            lock_fs: !header.has(flag::SKIP_LOCKFS),
-            no_flush: header.has(flag::NOFLUSH),
-        };
-        Ok(match command {
-            Command::DevRemove => Request::Remove {
-                device,
-                deferred: header.has(flag::DEFERRED_REMOVE),
-            },
-            Command::DevSuspend if header.has(flag::SUSPEND) => {
-                Request::Suspend { device, options }
-            }
-            Command::DevSuspend => Request::Resume { device, options },
-            Command::DevWait => Request::Wait {
-                device,
-                event_nr: header.event_nr.get(),
-                query: self.query(),
-            },
-            Command::TableLoad => Request::TableLoad {
-                device,
-                lines: self.table()?,
-                read_only: header.has(flag::READONLY),
-            },
-            Command::TableClear => Request::TableClear { device },
-            Command::TableDeps => Request::TableDeps { device, inactive },
-            Command::TableStatus => Request::TableStatus {
-                device,
-                query: self.query(),
-            },
-            Command::TargetMsg => self.message(device)?,
-            Command::DevSetGeometry => self.geometry(device)?,
-            // DevStatus, and those that `decode` has already taken.
-            _ => Request::Status { device, inactive },
-        })
-    }
-
-    fn query(&self) -> StatusQuery {
-        StatusQuery {
-            kind: if self.header.has(flag::STATUS_TABLE) {
-                StatusKind::Table
-            } else if self.header.has(flag::IMA_MEASUREMENT) {
-                StatusKind::Measurement
-            } else {
-                StatusKind::Info
-            },
-            inactive: self.header.has(flag::QUERY_INACTIVE_TABLE),
-            no_flush: self.header.has(flag::NOFLUSH),
-        }
-    }
-
-    /// The target records of a table load. `next` counts from the record that holds it.
-    fn table(&self) -> Result<Vec<TableLine>, DmError> {
-        let count = self.header.target_count.get();
-        if count == 0 {
-            return Err(log("populate_table: no targets specified"));
-        }
-        let unable = || log("unable to find target");
-        let mut lines = Vec::new();
-        let mut at = 0_usize;
-        let mut next = self.header.data_start.get() as usize;
-        let mut head_bytes = HEADER_BYTES_MIN;
-        for _ in 0..count {
-            // INVARIANT: `next` steps over the previous head, so a hostile chain cannot loop for ever.
-            if next < head_bytes {
-                return Err(unable());
-            }
-            at = at.checked_add(next).ok_or_else(unable)?;
-            let rest = self.buffer.get(at..).ok_or_else(unable)?;
-            let (spec, _) = TargetSpec::read_from_prefix(rest).map_err(|_| unable())?;
-            let params = self.text_at(at + TARGET_SPEC_BYTES).ok_or_else(unable)?;
-            lines.push(TableLine {
-                start: Sector(spec.sector_start.get()),
-                len: Sector(spec.length.get()),
-                target: self.text(until_nul(&spec.target_type))?,
-                params: self.text(params)?,
-            });
-            next = spec.next.get() as usize;
-            head_bytes = TARGET_SPEC_BYTES;
-        }
-        Ok(lines)
-    }
-
-    fn message(&self, device: DeviceSelector) -> Result<Request, DmError> {
-        let invalid = || log("Invalid target message parameters.");
-        let start = self.payload_start().ok_or_else(invalid)?;
-        let rest = self.buffer.get(start..).ok_or_else(invalid)?;
-        let (sector, _) = U64::<NativeEndian>::read_from_prefix(rest).map_err(|_| invalid())?;
-        let message = self.text_at(start + size_of::<u64>()).ok_or_else(invalid)?;
-        Ok(Request::Message {
-            device,
-            sector: Sector(sector.get()),
-            message: self.text(message)?,
-        })
-    }
-
-    fn geometry(&self, device: DeviceSelector) -> Result<Request, DmError> {
-        let text = self
-            .payload_start()
-            .and_then(|start| self.text_at(start))
-            .ok_or_else(|| log("Invalid geometry supplied."))?;
-        let text = self.text(text)?;
-        let uninterpretable = || log("Unable to interpret geometry settings.");
-        let numbers: Vec<u64> = split_args(&text)
-            .iter()
-            .map(|word| word.parse().map_err(|_| uninterpretable()))
-            .collect::<Result<_, _>>()?;
-        let [cylinders, heads, sectors, start] = numbers[..] else {
-            return Err(uninterpretable());
-        };
-        let beyond = |_| log("Geometry exceeds range limits.");
-        Ok(Request::SetGeometry {
-            device,
-            geometry: Geometry {
-                cylinders: cylinders.try_into().map_err(beyond)?,
-                heads: heads.try_into().map_err(beyond)?,
-                sectors_per_track: sectors.try_into().map_err(beyond)?,
-                start: Sector(start),
-            },
-        })
     }
 }
 

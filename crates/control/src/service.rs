@@ -84,6 +84,19 @@ pub struct DeviceInfo {
     pub inactive: Option<TableInfo>,
 }
 
+/// A device that was told to go, as it was found.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Removal {
+    pub name: DmName,
+    pub uuid: Option<DmUuid>,
+    /// It had an inactive table.
+    pub inactive: bool,
+    /// It is still there, and goes with its last user.
+    pub waits: bool,
+    /// A kernel would have told udev.
+    pub uevent: bool,
+}
+
 /// What [`DeviceInfo`] tells of one table.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct TableInfo {
@@ -126,7 +139,7 @@ pub enum StatusKind {
     Info,
     /// The arguments, as a table line.
     Table,
-    /// The measurement line (IMA); a target without one answers with the empty text.
+    /// The measurement line (IMA); most targets have none, and the text is empty.
     Measurement,
 }
 
@@ -233,13 +246,8 @@ pub trait DmService: Send + Sync {
         minor: Option<u32>,
     ) -> Result<DeviceInfo, DmError>;
 
-    /// Removes a device. EBUSY when it is open, unless `deferred`: then it goes with the last close, and the
-    /// returned info says so; `None` when it went at once.
-    fn remove(
-        &self,
-        device: &DeviceSelector,
-        deferred: bool,
-    ) -> Result<Option<DeviceInfo>, DmError>;
+    /// Removes a device. EBUSY when it is open, unless `deferred`: then it goes with the last close.
+    fn remove(&self, device: &DeviceSelector, deferred: bool) -> Result<Removal, DmError>;
 
     /// Takes back a deferred removal. EBUSY when the device is already going.
     fn cancel_deferred_remove(&self, device: &DeviceSelector) -> Result<DeviceInfo, DmError>;

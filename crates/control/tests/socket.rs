@@ -92,7 +92,7 @@ impl DmService for One {
     ) -> Result<DeviceInfo, DmError> {
         Err(DmError::new(Errno::BUSY, "line one\nline two"))
     }
-    fn remove(&self, _: &DeviceSelector, _: bool) -> Result<Option<DeviceInfo>, DmError> {
+    fn remove(&self, _: &DeviceSelector, _: bool) -> Result<Removal, DmError> {
         refused()
     }
     fn cancel_deferred_remove(&self, _: &DeviceSelector) -> Result<DeviceInfo, DmError> {

@@ -46,11 +46,14 @@ impl Opener {
         let metadata = std::fs::metadata(path).map_err(|e| missing(request.spec, &e))?;
         let id = if metadata.file_type().is_block_device() {
             DeviceId::Block(DevNo::from_dev_t(metadata.rdev()))
-        } else {
+        } else if metadata.is_file() {
             DeviceId::File {
                 dev: metadata.dev(),
                 ino: metadata.ino(),
             }
+        } else {
+            let reason = format!("{}: neither a block device nor a file", path.display());
+            return Err(refused(reason, Errno::NODEV));
         };
         let mut host = self.host.lock();
         host.retain(|_, known| {
@@ -117,6 +120,10 @@ impl Opener {
 impl DeviceOpener for Opener {
     fn open(&self, request: OpenDevice<'_>) -> Result<DeviceUse, OpenDeviceError> {
         if let Ok(dev_no) = request.spec.parse::<DevNo>() {
+            if DevNo::from_kernel(dev_no.to_kernel()) != dev_no {
+                let reason = format!("{dev_no}: no device has such a number");
+                return Err(refused(reason, Errno::OVERFLOW));
+            }
             if let Some(device) = self.devices.by_dev(dev_no) {
                 return device.md.open_for_table(request.by, request.read_only);
             }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use rustix::io::Errno;
 use thinmap_control::{
     CancelToken, DeviceDeps, DeviceInfo, DeviceListEntry, DeviceSelector, DeviceStatus, DmError,
-    DmService, Geometry, StatusKind, StatusQuery, SuspendOptions, TableInfo, TableLine,
+    DmService, Geometry, Removal, StatusKind, StatusQuery, SuspendOptions, TableInfo, TableLine,
     TargetVersion,
 };
 use thinmap_dm::{DeviceError, MappedDevice, SuspendFlags, WhichTable};
@@ -92,27 +92,31 @@ impl DmService for Daemon {
         Ok(self.info(&device))
     }
 
-    fn remove(
-        &self,
-        selector: &DeviceSelector,
-        deferred: bool,
-    ) -> Result<Option<DeviceInfo>, DmError> {
+    fn remove(&self, selector: &DeviceSelector, deferred: bool) -> Result<Removal, DmError> {
         let device = self.find(selector)?;
-        let left = match self.remove_now(&device) {
+        let facts = device.md.info();
+        let mut removal = Removal {
+            name: facts.name,
+            uuid: facts.uuid,
+            inactive: facts.inactive.is_some(),
+            waits: false,
+            uevent: facts.loaded_once,
+        };
+        match self.remove_now(&device) {
+            // It may have been the last user of one whose removal was deferred.
             Ok(()) => {
-                // It may have been the last user of one whose removal was deferred.
                 self.reap();
-                None
             }
             Err(error) if deferred && error.errno == Errno::BUSY.raw_os_error() => {
                 device.set_deferred_remove(true);
                 self.reaper.wake();
-                Some(self.info(&device))
+                removal.waits = true;
+                removal.uevent = false;
             }
             Err(error) => return Err(error),
-        };
+        }
         self.events().issue();
-        Ok(left)
+        Ok(removal)
     }
 
     fn cancel_deferred_remove(&self, selector: &DeviceSelector) -> Result<DeviceInfo, DmError> {
@@ -315,9 +319,12 @@ impl DmService for Daemon {
     }
 
     fn set_geometry(&self, selector: &DeviceSelector, geometry: Geometry) -> Result<(), DmError> {
-        let device = self.find(selector)?;
+        self.find(selector)?;
         // Kept by nobody: loop devices have no geometry. Checked as the kernel does.
-        if geometry.start > thinmap_block::BlockDevice::size(&*device.md) {
+        let size = u64::from(geometry.cylinders)
+            * u64::from(geometry.heads)
+            * u64::from(geometry.sectors_per_track);
+        if geometry.start.raw() > size {
             let text = "device-mapper: ioctl: Start sector is beyond the geometry limits.";
             return Err(DmError::new(Errno::INVAL, text));
         }
@@ -363,34 +370,29 @@ impl Daemon {
         }
     }
 
-    /// The device's state after a change of which the kernel would tell udev.
+    /// The device's state after a change of which the kernel would tell udev: it has a block device to tell of once a
+    /// table was loaded.
     fn changed(&self, device: &Device) -> DeviceInfo {
         DeviceInfo {
-            uevent: true,
+            uevent: device.md.info().loaded_once,
             ..self.info(device)
         }
     }
 
     fn status_of(&self, device: &Device, query: StatusQuery) -> DeviceStatus {
         let kind = match query.kind {
-            StatusKind::Info => Some(thinmap_dm::StatusKind::Info),
-            StatusKind::Table => Some(thinmap_dm::StatusKind::Table),
-            StatusKind::Measurement => None,
+            StatusKind::Info => thinmap_dm::StatusKind::Info,
+            StatusKind::Table => thinmap_dm::StatusKind::Table,
+            StatusKind::Measurement => thinmap_dm::StatusKind::Measurement,
         };
-        let lines = device.md.table_status(
-            kind.unwrap_or(thinmap_dm::StatusKind::Info),
-            slot(query.inactive),
-            query.no_flush,
-        );
+        let lines = device
+            .md
+            .table_status(kind, slot(query.inactive), query.no_flush);
         let line = |status: thinmap_dm::TargetStatus| TableLine {
             start: status.start,
             len: status.len,
             target: status.target.to_owned(),
-            params: if kind.is_some() {
-                status.text
-            } else {
-                String::new()
-            },
+            params: status.text,
         };
         DeviceStatus {
             info: self.info(device),

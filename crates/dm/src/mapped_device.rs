@@ -46,14 +46,14 @@ struct Labels {
 #[derive(Default)]
 pub(crate) struct Control {
     pub(crate) frozen: bool,
-    /// A table was loaded once: later ones meet their devices' limits at resume only.
-    loaded_once: bool,
 }
 
 /// What facts are told from, and the inactive table.
 #[derive(Default)]
 pub(crate) struct Staged {
     pub(crate) inactive: Option<Arc<Table>>,
+    /// A table was loaded once: later ones meet their devices' limits at resume only.
+    loaded_once: bool,
     pub(crate) suspended: bool,
     pub(crate) destroyed: bool,
 }
@@ -89,6 +89,8 @@ pub struct DeviceFacts {
     pub dev_no: DevNo,
     /// Requests wait for a resume.
     pub suspended: bool,
+    /// A table was loaded once, whatever became of it.
+    pub loaded_once: bool,
     /// `None` before the first resume.
     pub live: Option<TableFacts>,
     /// `None` when nothing waits for resume.
@@ -246,7 +248,7 @@ impl MappedDevice {
 
     /// Constructs a table from `lines` and makes it the inactive one, in place of an earlier one.
     pub fn load(&self, lines: &[TableLine], read_only: bool) -> Result<(), DeviceError> {
-        let mut control = self.control.lock();
+        let _control = self.control.lock();
         self.not_destroyed()?;
         let mut cx = ConstructCx {
             env: &self.env,
@@ -256,7 +258,7 @@ impl MappedDevice {
         };
         let table = Table::load(self.registry, lines, &mut cx)?;
         self.check_immutable(&table)?;
-        if !control.loaded_once {
+        if !self.staged.lock().loaded_once {
             // COMPAT: the first load meets the limits here, later ones only when they are resumed.
             LiveTable::new(Arc::new(table)).map(|live| live.table)
         } else {
@@ -264,7 +266,7 @@ impl MappedDevice {
         }
         .map_err(DeviceError::from)
         .and_then(|table| self.stage(table))?;
-        control.loaded_once = true;
+        self.staged.lock().loaded_once = true;
         Ok(())
     }
 
@@ -371,6 +373,7 @@ impl MappedDevice {
             uuid,
             dev_no: self.dev_no,
             suspended: staged.suspended,
+            loaded_once: staged.loaded_once,
             live: self.core.live().map(|live| facts(&live.table)),
             inactive: staged.inactive.as_deref().map(facts),
             event_nr: self.event.number(),

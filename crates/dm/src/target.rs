@@ -122,6 +122,8 @@ pub enum StatusKind {
     Info,
     /// STATUSTYPE_TABLE: the arguments; must construct the same target again.
     Table,
+    /// STATUSTYPE_IMA: what integrity measurement notes; nothing, for most targets.
+    Measurement,
 }
 
 /// How to ask.

@@ -8,6 +8,7 @@ use nix::sys::uio::{RemoteIoVec, process_vm_readv, process_vm_writev};
 use nix::unistd::Pid;
 use rustix::io::Errno;
 use rustix::net::RecvFlags;
+use rustix::thread::CapabilitySet;
 
 /// The smallest page that memory is made of.
 const PAGE_BYTES: u64 = 4096;
@@ -18,6 +19,8 @@ pub trait Caller {
     fn read(&self, address: u64, into: &mut [u8]) -> Result<(), Errno>;
     /// Puts `bytes` at `address` of its memory, or EFAULT.
     fn write(&self, address: u64, bytes: &[u8]) -> Result<(), Errno>;
+    /// Whether it has the capability that the kernel asks of who uses device mapper.
+    fn is_admin(&self) -> bool;
     /// Waits until `answer` is readable, for a command that a signal to the caller may interrupt: the errno then.
     fn wait_for(&self, answer: BorrowedFd<'_>) -> Result<(), Errno>;
     /// Its directory in `/proc`.
@@ -48,6 +51,13 @@ impl Caller for ThisThread {
 
     fn write(&self, address: u64, bytes: &[u8]) -> Result<(), Errno> {
         self.0.write(address, bytes)
+    }
+
+    fn is_admin(&self) -> bool {
+        // What cannot be asked is left to the daemon's socket to refuse.
+        rustix::thread::capabilities(None).map_or(true, |sets| {
+            sets.effective.contains(CapabilitySet::SYS_ADMIN)
+        })
     }
 
     /// A signal ends it with EINTR, or not at all if its handler restarts system calls.

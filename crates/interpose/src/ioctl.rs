@@ -3,9 +3,11 @@
 use std::os::fd::{AsFd, BorrowedFd};
 
 use rustix::io::Errno;
-use thinmap_control::BODY_BYTES_MAX;
-use thinmap_control::ioctl::{Command, HEADER_BYTES_MIN, Header, IOCTL_TYPE, flag};
-use zerocopy::{FromBytes, U32};
+use thinmap_control::ioctl::{
+    Command, HEADER_BYTES_MIN, Header, INTERFACE_VERSION, IOCTL_TYPE, flag,
+};
+use thinmap_control::{BODY_BYTES_MAX, check_version};
+use zerocopy::{FromBytes, IntoBytes, NativeEndian, U32};
 
 use crate::caller::Caller;
 use crate::cookie;
@@ -16,7 +18,7 @@ use crate::world::World;
 /// Bytes of the version numbers at the start of the buffer.
 const VERSION_BYTES: usize = 12;
 /// Buffers are fetched in steps, so that a length that lies reserves no memory.
-const READ_STEP_BYTES: usize = 1 << 20;
+const STEP_BYTES: usize = 1 << 20;
 
 /// Whether the type byte of an ioctl number is device mapper's.
 pub const fn is_dm_ioctl(request: u32) -> bool {
@@ -33,16 +35,21 @@ impl World {
         request: u32,
         address: u64,
     ) -> Result<(), Errno> {
+        if !caller.is_admin() && self.daemon_is_admin() {
+            return Err(Errno::ACCESS);
+        }
         if !is_dm_ioctl(request) {
             return Err(Errno::NOTTY);
         }
         let nr = request & 0xff;
-        let buffer = fetch(caller, nr, address)?;
-        if nr == Command::DevArmPoll.nr() {
+        exchange_versions(caller, nr, address)?;
+        let command = Command::from_nr(nr).ok_or(Errno::NOTTY)?;
+        let buffer = fetch(caller, command, address)?;
+        if command == Command::DevArmPoll {
             self.arm_poll(fd);
         }
         let mut client = self.connect()?;
-        let waits = nr == Command::DevWait.nr();
+        let waits = command == Command::DevWait;
         let wait = |answer: BorrowedFd<'_>| match waits {
             true => Ok(caller.wait_for(answer)?),
             false => Ok(()),
@@ -54,20 +61,17 @@ impl World {
                 {
                     return caller.write(address, &stranger);
                 }
-                if answer.errno == 0 {
-                    complete_cookie(&buffer, &mut answer.buffer);
+                if answer.errno != 0 {
+                    return Err(Errno::from_raw_os_error(answer.errno));
                 }
-                let with_more = match answer.errno {
-                    0 => lvm2::targets(nr, &caller.process(), &buffer, &answer.buffer),
-                    _ => None,
-                };
-                // Of a refused command, the version: the kernel tells it before it looks at anything else.
-                caller.write(address, with_more.as_ref().unwrap_or(&answer.buffer))?;
-                if answer.errno == 0 {
-                    self.renamed.note(nr, &buffer);
-                    return Ok(());
+                complete_cookie(&buffer, &mut answer.buffer);
+                self.renamed.note(nr, &buffer);
+                // The version alone was told already, and may have been wiped since.
+                if answer.buffer.len() > VERSION_BYTES {
+                    let with_more = lvm2::targets(nr, &caller.process(), &buffer, &answer.buffer);
+                    caller.write(address, with_more.as_ref().unwrap_or(&answer.buffer))?;
                 }
-                Err(Errno::from_raw_os_error(answer.errno))
+                Ok(())
             }
             Err(error) if error.errno() == Errno::INTR.raw_os_error() => Err(Errno::INTR),
             Err(_) => Err(Errno::IO),
@@ -89,31 +93,64 @@ fn complete_cookie(request: &[u8], answer: &mut [u8]) {
     }
 }
 
+/// The kernel tells its version before it looks at anything else, and to a caller of a wrong one too.
+fn exchange_versions(caller: &impl Caller, nr: u32, address: u64) -> Result<(), Errno> {
+    let mut version = [U32::<NativeEndian>::new(0); 3];
+    caller.read(address, version.as_mut_bytes())?;
+    let told = INTERFACE_VERSION.map(U32::<NativeEndian>::new);
+    caller.write(address, told.as_bytes())?;
+    check_version(nr, version.map(U32::get)).map_err(|error| Errno::from_raw_os_error(error.errno))
+}
+
 /// What the kernel copies in: the version for the version command, the header for commands that ignore the rest, else
-/// `data_size` bytes.
-fn fetch(caller: &impl Caller, nr: u32, address: u64) -> Result<Vec<u8>, Errno> {
-    let mut buffer = vec![0; VERSION_BYTES];
-    caller.read(address, &mut buffer)?;
-    let command = Command::from_nr(nr);
-    if command.is_none_or(|command| command == Command::Version) {
+/// `data_size` bytes. From a caller that asks for it they are taken away.
+fn fetch(caller: &impl Caller, command: Command, address: u64) -> Result<Vec<u8>, Errno> {
+    let mut buffer = INTERFACE_VERSION
+        .map(U32::<NativeEndian>::new)
+        .as_bytes()
+        .to_vec();
+    if command == Command::Version {
         return Ok(buffer);
     }
     buffer.resize(HEADER_BYTES_MIN, 0);
     caller.read(address, &mut buffer)?;
-    if command.is_some_and(Command::ignores_payload) {
-        return Ok(buffer);
-    }
     let header = Header::read_from_bytes(&buffer).map_err(|_| Errno::FAULT)?;
-    let size = header.data_size.get() as usize;
-    if size > BODY_BYTES_MAX {
-        // COMPAT: the kernel tries to allocate this much; 64 MiB is far beyond what a command needs.
-        return Err(Errno::NOMEM);
+    if !header.has_good_size() {
+        return Err(Errno::INVAL);
     }
-    while buffer.len() < size {
-        let start = buffer.len();
-        buffer.resize(size.min(start + READ_STEP_BYTES), 0);
-        let rest = buffer.get_mut(start..).ok_or(Errno::FAULT)?;
-        caller.read(address + start as u64, rest)?;
+    if !command.ignores_payload() {
+        let size = header.data_size.get() as usize;
+        if size > BODY_BYTES_MAX {
+            return Err(too_large(caller, address, size));
+        }
+        while buffer.len() < size {
+            let start = buffer.len();
+            buffer.resize(size.min(start + STEP_BYTES), 0);
+            let rest = buffer.get_mut(start..).ok_or(Errno::FAULT)?;
+            caller.read(address + start as u64, rest)?;
+        }
+    }
+    if header.has(flag::SECURE_DATA) {
+        for piece in vec![0; buffer.len()].chunks(STEP_BYTES).enumerate() {
+            let (nr, zeroes) = piece;
+            caller.write(address + (nr * STEP_BYTES) as u64, zeroes)?;
+        }
     }
     Ok(buffer)
+}
+
+/// COMPAT: the kernel tries to allocate this much; the limit here is far beyond what a command needs. A caller that has not so much
+/// memory at all gets the kernel's EFAULT.
+fn too_large(caller: &impl Caller, address: u64, size: usize) -> Errno {
+    let mut step = vec![0; STEP_BYTES];
+    for at in (0..size).step_by(STEP_BYTES) {
+        let bytes = STEP_BYTES.min(size - at);
+        let Some(place) = step.get_mut(..bytes) else {
+            break;
+        };
+        if let Err(errno) = caller.read(address + at as u64, place) {
+            return errno;
+        }
+    }
+    Errno::NOMEM
 }

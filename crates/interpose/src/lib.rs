@@ -7,6 +7,7 @@
 #![deny(unsafe_code)]
 
 mod caller;
+mod capability;
 mod cookie;
 mod face;
 mod foreign;
@@ -18,6 +19,7 @@ mod sysfs;
 mod world;
 
 pub use caller::{Caller, ProcessMemory, ThisThread};
+pub use capability::{CAP_DAC_OVERRIDE, CAP_SYS_ADMIN, effective_capabilities};
 pub use face::{Face, NodeKind};
 pub use ioctl::is_dm_ioctl;
 pub use world::World;

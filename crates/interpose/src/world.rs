@@ -3,11 +3,13 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use rustix::io::Errno;
 use rustix::net::SocketAddrUnix;
 use thinmap_control::Client;
 
+use crate::capability::{CAP_SYS_ADMIN, effective_capabilities};
 use crate::renamed::Renamed;
 
 /// The major number of misc devices, of which the control node is one.
@@ -16,14 +18,18 @@ pub const CONTROL_MAJOR: u32 = 10;
 pub const CONTROL_MINOR: u32 = 236;
 /// COMPAT: mapped devices are loop devices wherever the daemon does not say otherwise.
 const LOOP_MAJOR: u32 = 7;
+const SYSTEMS_RUN_DIR: &str = "/run/thinmap";
 const CONTROL_NODE: &str = "/dev/mapper/control";
 const CONTROL_ENDING: &[u8] = b"/control";
+const READ_TIMEOUT: Duration = Duration::from_micros(1);
 
 /// One daemon as the programs see it that run on it.
 #[derive(Debug)]
 pub struct World {
     socket: PathBuf,
     control_nodes: [PathBuf; 2],
+    /// The system's own daemon, where this world is that of a user who was told of no other.
+    systems: Option<PathBuf>,
     pub(crate) renamed: Renamed,
 }
 
@@ -33,6 +39,7 @@ impl World {
         Self {
             socket: thinmap_control::control_socket(run_dir),
             control_nodes: [PathBuf::from(CONTROL_NODE), dev_dir.join("control")],
+            systems: None,
             renamed: Renamed::new(dev_dir),
         }
     }
@@ -44,10 +51,15 @@ impl World {
                 .filter(|dir| !dir.is_empty())
                 .map(PathBuf::from)
         };
-        let run_dir = directory("THINMAP_RUN_DIR").unwrap_or_else(thinmap_control::default_run_dir);
+        let told = directory("THINMAP_RUN_DIR");
+        let systems = told.is_none() && !rustix::process::geteuid().is_root();
+        let run_dir = told.unwrap_or_else(thinmap_control::default_run_dir);
         let dev_dir = directory("THINMAP_DEV_DIR")
             .unwrap_or_else(|| thinmap_control::default_dev_dir(&run_dir));
-        Self::new(&run_dir, &dev_dir)
+        Self {
+            systems: systems.then(|| PathBuf::from(SYSTEMS_RUN_DIR)),
+            ..Self::new(&run_dir, &dev_dir)
+        }
     }
 
     /// Whether this path is the control node.
@@ -69,7 +81,11 @@ impl World {
     /// processes may use one descriptor at a time.
     pub fn open_control(&self) -> Result<OwnedFd, Errno> {
         let watching = self.connect()?.watch_events();
-        Ok(watching.map_err(|_| Errno::NODEV)?.into())
+        let watching = watching.map_err(|_| Errno::NODEV)?;
+        // A read of the kernel's node fails; here it must at least not wait for an event. (O_NONBLOCK would be seen.)
+        let timeout = watching.set_read_timeout(Some(READ_TIMEOUT));
+        timeout.map_err(|_| Errno::NODEV)?;
+        Ok(watching.into())
     }
 
     /// Whether `fd` came from [`World::open_control`], in this process or in one that handed it on.
@@ -93,12 +109,26 @@ impl World {
         let client =
             Client::connect(&self.socket).map_err(|error| match Errno::from_io_error(&error) {
                 Some(errno @ (Errno::ACCESS | Errno::PERM | Errno::MFILE | Errno::NFILE)) => errno,
+                // There is one, but not for this user.
+                _ if self.systems.as_deref().is_some_and(Path::exists) => Errno::ACCESS,
                 _ => Errno::NODEV,
             })?;
         match is_daemon(&client) {
             true => Ok(client),
             false => Err(Errno::NODEV),
         }
+    }
+
+    /// Whether the daemon has the capability to administer the system. One that has not (an ordinary user's, one in a
+    /// container) asks nobody for it.
+    pub(crate) fn daemon_is_admin(&self) -> bool {
+        let Ok(client) = self.connect() else {
+            return true;
+        };
+        rustix::net::sockopt::socket_peercred(client)
+            .ok()
+            .and_then(|daemon| effective_capabilities(daemon.pid.as_raw_nonzero().get()))
+            .is_none_or(|capabilities| capabilities & CAP_SYS_ADMIN != 0)
     }
 
     /// The majors of mapped devices.

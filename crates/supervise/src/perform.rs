@@ -98,12 +98,14 @@ fn open(pending: Pending, world: &World, path: &Path, flags: Flags) {
                 .map(|()| u64::from_le_bytes(bytes))
         }
     };
-    match flags.and_then(|flags| {
-        Ok((
-            flags,
-            face.open(world, OFlags::from_bits_retain(flags as u32))?,
-        ))
-    }) {
+    let open = |flags| {
+        if face == Face::Control && !caller.may_open_control() {
+            return Err(Errno::ACCESS);
+        }
+        let fd = face.open(world, OFlags::from_bits_retain(flags as u32))?;
+        Ok((flags, fd))
+    };
+    match flags.and_then(open) {
         Ok((flags, fd)) => pending.answer_with(fd, flags & libc::O_CLOEXEC as u64 != 0),
         Err(errno) => pending.answer(Err(errno)),
     }

@@ -6,7 +6,9 @@ use std::path::{Path, PathBuf};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags};
-use thinmap_interpose::{Caller, ProcessMemory};
+use thinmap_interpose::{
+    CAP_DAC_OVERRIDE, CAP_SYS_ADMIN, Caller, ProcessMemory, effective_capabilities,
+};
 
 use crate::listener::Pending;
 
@@ -56,6 +58,20 @@ impl Remote<'_> {
         }
     }
 
+    /// Whether the caller could open a node that belongs to the supervisor's user and to nobody else.
+    pub fn may_open_control(&self) -> bool {
+        let Ok(status) = std::fs::read_to_string(format!("/proc/{}/status", self.0.thread()))
+        else {
+            return false;
+        };
+        let uids = status.lines().find_map(|line| line.strip_prefix("Uid:"));
+        // Real, effective, saved, and the one that files are opened with.
+        let user = uids.and_then(|uids| uids.split_whitespace().nth(3)?.parse().ok());
+        user == Some(rustix::process::geteuid().as_raw())
+            || effective_capabilities(self.0.thread())
+                .is_some_and(|capabilities| capabilities & CAP_DAC_OVERRIDE != 0)
+    }
+
     fn has_signal(&self) -> bool {
         let signals = |field| self.status_field(field, 16).unwrap_or(0);
         (signals("SigPnd:") | signals("ShdPnd:")) & !signals("SigBlk:") != 0
@@ -78,6 +94,11 @@ impl Caller for Remote<'_> {
     fn write(&self, address: u64, bytes: &[u8]) -> Result<(), Errno> {
         self.still_waits()?;
         self.memory().write(address, bytes)
+    }
+
+    fn is_admin(&self) -> bool {
+        effective_capabilities(self.0.thread())
+            .is_none_or(|capabilities| capabilities & CAP_SYS_ADMIN != 0)
     }
 
     /// The stopped caller cannot be woken by a signal that it handles, so its signals are looked for.

@@ -1,4 +1,4 @@
-//! Numbers in target arguments, as the kernel reads them.
+//! What targets' arguments and lines have in common: numbers as the kernel reads them, and how measurements begin.
 
 /// A number as `sscanf("%llu%c")` takes it: digits and nothing after. Unlike there, one that does not fit is refused.
 pub(crate) fn parse_u64(word: &str) -> Option<u64> {
@@ -16,4 +16,9 @@ pub(crate) fn parse_u32(word: &str) -> Option<u32> {
         return None;
     }
     digits.parse().ok()
+}
+
+/// How every measurement line begins that is not empty.
+pub(crate) fn measured(target: &str, [major, minor, patch]: [u32; 3]) -> String {
+    format!("target_name={target},target_version={major}.{minor}.{patch}")
 }

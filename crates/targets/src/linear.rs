@@ -11,7 +11,7 @@ use thinmap_dm::{
 };
 use thinmap_units::{BlkStatus, Sector};
 
-use crate::args::parse_u64;
+use crate::args::{measured, parse_u64};
 
 /// The target type.
 pub struct LinearType;
@@ -20,7 +20,7 @@ impl TargetType for LinearType {
     fn info(&self) -> TargetInfo {
         TargetInfo {
             name: NAME,
-            version: [1, 4, 0],
+            version: VERSION,
             features: TargetFeatures::default(),
         }
     }
@@ -77,6 +77,12 @@ impl Target for Linear {
         match kind {
             StatusKind::Info => {}
             StatusKind::Table => out.push_str(&format!("{} {}", self.device, self.start)),
+            StatusKind::Measurement => out.push_str(&format!(
+                "{},device_name={},start={};",
+                measured(NAME, VERSION),
+                self.device,
+                self.start
+            )),
         }
     }
 
@@ -94,3 +100,4 @@ impl Target for Linear {
 }
 
 const NAME: &str = "linear";
+const VERSION: [u32; 3] = [1, 4, 0];

@@ -14,7 +14,7 @@ use thinmap_dm::{
 };
 use thinmap_units::{BlkStatus, Sector};
 
-use crate::args::{parse_u32, parse_u64};
+use crate::args::{measured, parse_u32, parse_u64};
 
 /// The target type.
 pub struct StripedType;
@@ -23,7 +23,7 @@ impl TargetType for StripedType {
     fn info(&self) -> TargetInfo {
         TargetInfo {
             name: NAME,
-            version: [1, 6, 0],
+            version: VERSION,
             features: TargetFeatures::default(),
         }
     }
@@ -210,6 +210,22 @@ impl Target for Striped {
                     out.push_str(&format!(" {} {}", stripe.device, stripe.start));
                 }
             }
+            StatusKind::Measurement => {
+                out.push_str(&format!(
+                    "{},stripes={},chunk_size={}",
+                    measured(NAME, VERSION),
+                    self.stripes.len(),
+                    self.chunk
+                ));
+                let letters = self.health.letters();
+                for (nr, (stripe, letter)) in self.stripes.iter().zip(letters).enumerate() {
+                    out.push_str(&format!(
+                        ",stripe_{nr}_device_name={},stripe_{nr}_physical_start={},stripe_{nr}_status={letter}",
+                        stripe.device, stripe.start
+                    ));
+                }
+                out.push(';');
+            }
         }
     }
 
@@ -261,6 +277,7 @@ impl EndIo for Health {
 }
 
 const NAME: &str = "striped";
+const VERSION: [u32; 3] = [1, 6, 0];
 const BAD_PLACE: &str = "Couldn't parse stripe destination";
 /// After so many failures of one stripe no more events tell of it.
 const EVENTS_UNTIL_FAILURES: u32 = 15;

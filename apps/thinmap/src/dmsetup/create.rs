@@ -51,6 +51,7 @@ pub fn load(dmsetup: &mut Dmsetup<'_>, call: &Call<'_>) -> Done {
     let read_only = dmsetup.switches.has(Switch::ReadOnly);
     let info = dmsetup.device_task("reload", &subject, |device| Request::TableLoad {
         device,
+        is_whole: true,
         lines,
         read_only,
     })?;
@@ -132,6 +133,7 @@ fn load_and_resume(
     };
     dmsetup.device_task("reload", &by_number, |device| Request::TableLoad {
         device,
+        is_whole: true,
         lines,
         read_only,
     })?;

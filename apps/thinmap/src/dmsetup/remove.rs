@@ -67,6 +67,7 @@ fn wipe(dmsetup: &mut Dmsetup<'_>, name: &str) -> Done {
     let read_only = dmsetup.switches.has(Switch::ReadOnly);
     dmsetup.device_task("reload", &subject, |device| Request::TableLoad {
         device,
+        is_whole: true,
         lines,
         read_only,
     })?;

@@ -209,6 +209,7 @@ impl Target for Thin {
     fn status(&self, kind: StatusKind, flags: StatusFlags, out: &mut String) {
         match kind {
             StatusKind::Info => self.write_info(flags, out),
+            StatusKind::Measurement => {}
             StatusKind::Table => {
                 out.push_str(&format!("{} {}", self.pool_dev, self.port.volume.id));
                 if let Some(origin) = &self.port.origin {

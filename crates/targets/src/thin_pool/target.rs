@@ -221,6 +221,7 @@ impl Target for ThinPool {
                 self.low_water,
                 self.requested.table_words()
             )),
+            StatusKind::Measurement => {}
             StatusKind::Info if self.pool.mode() == Mode::Fail => out.push_str("Fail"),
             StatusKind::Info => {
                 if !flags.noflush && !flags.suspended {

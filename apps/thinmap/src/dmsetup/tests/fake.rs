@@ -170,29 +170,25 @@ impl DmService for Fake {
         Ok(info(name.as_str(), &device))
     }
 
-    fn remove(
-        &self,
-        selector: &DeviceSelector,
-        deferred: bool,
-    ) -> Result<Option<DeviceInfo>, DmError> {
-        let name = self.with(selector, |name, device| {
-            if device.open > 0 && deferred {
-                device.deferred = true;
-                return Ok(Err(info(name, device)));
+    fn remove(&self, selector: &DeviceSelector, deferred: bool) -> Result<Removal, DmError> {
+        let removal = self.with(selector, |name, device| {
+            if device.open > 0 && !deferred {
+                return Err(error(Errno::BUSY, ""));
             }
-            match device.open {
-                0 => Ok(Ok(name.to_owned())),
-                _ => Err(error(Errno::BUSY, "")),
-            }
+            device.deferred = device.open > 0;
+            Ok(Removal {
+                name: DmName::new(name).unwrap(),
+                uuid: device.uuid.clone(),
+                inactive: device.inactive.is_some(),
+                waits: device.deferred,
+                uevent: !device.deferred,
+            })
         })?;
-        match name {
-            Err(info) => Ok(Some(info)),
-            Ok(name) => {
-                self.devices.lock().unwrap().remove(&name);
-                self.changed.notify_all();
-                Ok(None)
-            }
+        if !removal.waits {
+            self.devices.lock().unwrap().remove(removal.name.as_str());
+            self.changed.notify_all();
         }
+        Ok(removal)
     }
 
     fn cancel_deferred_remove(&self, selector: &DeviceSelector) -> Result<DeviceInfo, DmError> {
