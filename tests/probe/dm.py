@@ -117,7 +117,7 @@ class Machine:
         for dev, name in self.devices.items():
             token = (b"<dev " + name.encode() + b"  ")[:7] + b">"
             data = data.replace(struct.pack("=Q", dev), token)
-            data = re.sub(rb"\b%d:%d\b" % (dev >> 8 & 0xFFF, dev & 0xFF | dev >> 12 & 0xFFF00), token, data)
+            data = re.sub(rb"%d:%d(?!\d)" % (dev >> 8 & 0xFFF, dev & 0xFF | dev >> 12 & 0xFFF00), token, data)
         return data
 
     def dev_text(self, dev):
