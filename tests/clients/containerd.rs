@@ -65,22 +65,25 @@ CONFIG
     s() { c snapshots --snapshotter devmapper "$@"; }
     # ctr prints a mount command, with an empty list of options that mount does not take.
     at() { mount "$(s mounts m $1 | grep -o '/dev/mapper/[^ ]*')" m; }
+    # A removal that finds its device in use for a moment more is tried again at the next garbage collection, which nothing else
+    # asks for here.
+    collect() { c leases create --id nudge > /dev/null; c leases rm --sync nudge > /dev/null; }
     # Removal goes on in the background. A containerd that is stopped meanwhile takes what is half removed for faulty when it
     # starts again and leaves it there for good. So until no device is active but the pool and those of active snapshots.
     idle() {
         for try in $(seq 100); do
             [ $(dmsetup ls | wc -l) = $((1 + $(s ls | grep -c Active))) ] && sleep 0.3 && return 0
-            sleep 0.1
+            sleep 0.1; collect
         done
-        dmsetup ls; s ls
+        dmsetup ls; s ls; tail -20 $D/log
     }
     # Until nothing but the pool is left, or for ten seconds.
     settle() {
         for try in $(seq 100); do
             [ "$(dmsetup ls | cut -f1)" = ctrd-pool ] && [ "$(used)" = "$1" ] && return 0
-            sleep 0.1
+            sleep 0.1; collect
         done
-        dmsetup ls; used
+        dmsetup ls; used; tail -20 $D/log
     }
 "#;
 

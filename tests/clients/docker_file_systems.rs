@@ -5,8 +5,8 @@ use crate::docker::{DOCKER, NEEDS, POOL};
 use crate::support::turn;
 use thinmap_tests::world::World;
 
-/// `pooled`: the device names, with the pool's as POOL and the base device's as BASE, and the pool's used data blocks.
-const LOOK: &str = r#"
+/// `devices`: the names, with the pool's as POOL; `used`: the used of all data blocks of the pool.
+pub const LOOK: &str = r#"
     pool_name() { info 'Pool Name'; }
     used() { dmsetup status $(pool_name) | cut -d' ' -f6; }
     devices() { dmsetup ls | cut -f1 | sed "s/^$(pool_name)\$/POOL/" | sort; }

@@ -6,6 +6,7 @@ mod article;
 mod containerd;
 mod docker;
 mod docker_file_systems;
+mod docker_removal;
 mod harmless;
 mod install_shim;
 mod lvm2;
