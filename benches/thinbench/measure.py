@@ -69,9 +69,9 @@ def measure_row(world, row, effort, tell):
                     sides.measure(figure)
                     tell(f"{row.name}: {figure.side}: {figure.values[-1]:.4g} {row.unit[0]}")
                 except (Failure, OSError, KeyError, ValueError) as error:
-                    figure.error = str(error)
+                    figure.error = " ".join(str(error).split())
                     figure.values.clear()
-                    tell(f"{row.name}: {figure.side}: FAILED: {error}")
+                    tell(f"{row.name}: {figure.side}: FAILED: {figure.error}")
     return figures
 
 

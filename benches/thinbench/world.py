@@ -62,7 +62,8 @@ def interruptible():
     def stop(number, _frame):
         raise KeyboardInterrupt(signal.Signals(number).name)
 
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    # SIGINT too: whoever is started in the background has it ignored.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, stop)
 
 
@@ -96,7 +97,8 @@ def server(args, log, ready, env=None):
         _ended(process, log)
     except Failure as failure:
         # What a client says of a server that fell is less than what the server said.
-        _ended(process, log, f" (and: {failure})")
+        if process.args[0] not in str(failure):
+            _ended(process, log, f" (and: {failure})")
         raise
     finally:
         process.terminate()
