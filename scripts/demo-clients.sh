@@ -63,11 +63,7 @@ nothing_left() {
     [ -z "$left" ] || wrong "loop devices are left: $left"
 }
 
-bold=$(tput bold 2>/dev/null || true) plain=$(tput sgr0 2>/dev/null || true)
-say() { printf '\n%s# %s%s\n' "$bold" "$*" "$plain"; }
-# Shown as it would be typed: what has blanks or the like is quoted.
-typed() { local word; for word; do [[ $word =~ [^[:alnum:]_./:=+@%,-] ]] && word="'${word//\'/\'\\\'\'}'"; printf ' %s' "$word"; done; }
-run() { printf '%s$%s%s\n' "$bold" "$(typed "$@")" "$plain"; "$@"; }
+. scripts/demo-words.sh
 quietly() { printf '%s$%s%s\n' "$bold" "$(typed "$@")" "$plain"; "$@" >/dev/null; }
 # says WORDS COMMAND...: a command that must say just these.
 says() {
@@ -84,8 +80,4 @@ busybox_root() {
     mkdir -p "$work/rootfs/bin"
     cp "$(command -v busybox)" "$work/rootfs/bin/"
     for applet in sh cat dd sync ls rm; do ln -s busybox "$work/rootfs/bin/$applet"; done
-}
-has_no_device_mapper() {
-    grep -q device-mapper /proc/devices && echo "(this kernel has device mapper; thinmap does not use it)" \
-        || echo "(this kernel has no device mapper: grep device-mapper /proc/devices finds nothing)"
 }

@@ -12,8 +12,7 @@ demo_root() {
     metadata=${loops[0]} data=${loops[1]}
 
     say "A thin pool: 64 KiB blocks, an event when 65536 of them are left. dmsetup here is thinmap."
-    grep -q device-mapper /proc/devices && echo "(this kernel has device mapper; thinmap does not use it)" \
-        || echo "(this kernel has no device mapper: grep device-mapper /proc/devices finds nothing)"
+    has_no_device_mapper
     run dmsetup create hchen-thin-pool --table "0 20971522 thin-pool $metadata $data 128 65536 1 skip_block_zeroing"
     run dmsetup status hchen-thin-pool
 

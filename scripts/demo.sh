@@ -11,11 +11,7 @@ export PATH=$work/bin:$PATH
 # A world of its own: a thinmap that already runs on this machine is not touched.
 export THINMAP_RUN_DIR=$work/run/thinmap THINMAP_DEV_DIR=$work/mapper
 
-bold=$(tput bold 2>/dev/null || true) plain=$(tput sgr0 2>/dev/null || true)
-say() { printf '\n%s# %s%s\n' "$bold" "$*" "$plain"; }
-# Shown as it would be typed: what has blanks or the like is quoted.
-typed() { local word; for word; do [[ $word =~ [^[:alnum:]_./:=+@%,-] ]] && word="'${word//\'/\'\\\'\'}'"; printf ' %s' "$word"; done; }
-run() { printf '%s$%s%s\n' "$bold" "$(typed "$@")" "$plain"; "$@"; }
+. scripts/demo-words.sh
 
 loops=() mounts=()
 clean_up() {

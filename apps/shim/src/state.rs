@@ -31,8 +31,7 @@ pub fn world() -> &'static World {
     WORLD.get_or_init(|| {
         if is_privileged_by_file() {
             // Who calls a set-user-id program must not choose which daemon it trusts.
-            let run_dir = Path::new("/run/thinmap");
-            return World::new(run_dir, Path::new("/dev/mapper"));
+            return World::systems();
         }
         World::from_environment()
     })

@@ -216,14 +216,10 @@ fn device_list(
     else {
         return;
     };
-    let uuid_of = |device: &DeviceListEntry| {
-        let uuid = device.uuid.as_ref().map_or("", DmUuid::as_str);
-        uuid.to_owned()
-    };
     let listed: Vec<_> = devices
         .iter()
         .filter(|device| device.name.as_str().starts_with(name_prefix.as_str()))
-        .filter(|device| uuid_of(device).starts_with(uuid_prefix.as_str()))
+        .filter(|device| uuid_of(device).starts_with(uuid_prefix))
         .collect();
     let size = |device: &DeviceListEntry| {
         let text = |bytes: usize| (bytes + 1).next_multiple_of(8);
@@ -258,11 +254,16 @@ fn device_list(
         area.put_u32(event_at, device.event_nr);
         area.put_u32(event_at + 4, flags);
         if *with_uuids && !uuid.is_empty() {
-            area.put_text(event_at + 8, &uuid);
+            area.put_text(event_at + 8, uuid);
         }
         at += size;
     }
     used(header, needed);
+}
+
+/// Its uuid, or nothing.
+fn uuid_of(device: &DeviceListEntry) -> &str {
+    device.uuid.as_ref().map_or("", DmUuid::as_str)
 }
 
 fn version_list(header: &mut Header, area: &mut Area<'_>, versions: &[TargetVersion]) {

@@ -30,7 +30,9 @@ pub use frame::BODY_BYTES_MAX;
 pub use native::NativeService;
 pub use request::Request;
 pub use response::Response;
-pub use run_dir::{control_socket, default_dev_dir, default_run_dir};
+pub use run_dir::{
+    SYSTEMS_DEV_DIR, SYSTEMS_RUN_DIR, control_socket, default_dev_dir, default_run_dir,
+};
 pub use server::{ControlService, RunningServer, Server, ServerError};
 pub use service::{
     CancelToken, DeviceDeps, DeviceInfo, DeviceListEntry, DeviceSelector, DeviceStatus, DmError,

@@ -103,10 +103,7 @@ impl Devices {
 
     /// Whether a uuid is free.
     pub fn check_uuid_free(&self, uuid: &DmUuid) -> Result<(), Taken> {
-        match self.maps.read().by_uuid.get(uuid) {
-            Some(dev) => Err(Taken::Uuid(*dev)),
-            None => Ok(()),
-        }
+        self.maps.read().check_uuid_free(uuid)
     }
 
     /// Adds a device; refused when its name, uuid or number is taken.
@@ -148,9 +145,7 @@ impl Devices {
     /// Gives a device its uuid.
     pub fn set_uuid(&self, device: &Device, uuid: &DmUuid) -> Result<(), Taken> {
         let mut maps = self.maps.write();
-        if let Some(dev) = maps.by_uuid.get(uuid) {
-            return Err(Taken::Uuid(*dev));
-        }
+        maps.check_uuid_free(uuid)?;
         maps.by_uuid.insert(uuid.clone(), device.dev_no());
         // The device has none yet: the caller has looked, and commands on one device come one at a time.
         let _ = device.md.set_uuid(uuid.clone());
@@ -196,7 +191,11 @@ impl Maps {
         if let Some(dev) = self.by_name.get(name) {
             return Err(Taken::Name(*dev));
         }
-        match uuid.and_then(|uuid| self.by_uuid.get(uuid)) {
+        uuid.map_or(Ok(()), |uuid| self.check_uuid_free(uuid))
+    }
+
+    fn check_uuid_free(&self, uuid: &DmUuid) -> Result<(), Taken> {
+        match self.by_uuid.get(uuid) {
             Some(dev) => Err(Taken::Uuid(*dev)),
             None => Ok(()),
         }

@@ -7,11 +7,14 @@ pub const CAP_DAC_OVERRIDE: u64 = 1 << 1;
 
 /// A thread's effective capabilities; `None` where they cannot be seen.
 pub fn effective_capabilities(thread: i32) -> Option<u64> {
+    u64::from_str_radix(&status_field(thread, "CapEff:")?, 16).ok()
+}
+
+/// What stands behind `field` (with its colon) in `/proc/THREAD/status`.
+pub fn status_field(thread: i32, field: &str) -> Option<String> {
     let status = std::fs::read_to_string(format!("/proc/{thread}/status")).ok()?;
-    let set = status
-        .lines()
-        .find_map(|line| line.strip_prefix("CapEff:"))?;
-    u64::from_str_radix(set.trim(), 16).ok()
+    let text = status.lines().find_map(|line| line.strip_prefix(field))?;
+    Some(text.trim().to_owned())
 }
 
 #[cfg(test)]

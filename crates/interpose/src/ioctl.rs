@@ -131,10 +131,7 @@ fn fetch(caller: &impl Caller, command: Command, address: u64) -> Result<Vec<u8>
         }
     }
     if header.has(flag::SECURE_DATA) {
-        for piece in vec![0; buffer.len()].chunks(STEP_BYTES).enumerate() {
-            let (nr, zeroes) = piece;
-            caller.write(address + (nr * STEP_BYTES) as u64, zeroes)?;
-        }
+        caller.write(address, &vec![0; buffer.len()])?;
     }
     Ok(buffer)
 }

@@ -19,7 +19,8 @@ mod sysfs;
 mod world;
 
 pub use caller::{Caller, ProcessMemory, ThisThread};
-pub use capability::{CAP_DAC_OVERRIDE, CAP_SYS_ADMIN, effective_capabilities};
+pub use capability::{CAP_DAC_OVERRIDE, CAP_SYS_ADMIN, effective_capabilities, status_field};
 pub use face::{Face, NodeKind};
 pub use ioctl::is_dm_ioctl;
+pub use proc_files::read_kernels;
 pub use world::World;

@@ -2,35 +2,37 @@
 //!
 //! Programs learn the control node's number from the first, and which major numbers are mapped devices from the second.
 
-use crate::world::CONTROL_MINOR;
-
 use std::fs::File;
 use std::io::Read;
 
 use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+
+use crate::world::CONTROL_MINOR;
 
 const NAME: &str = "device-mapper";
 const BLOCK_HEADING: &str = "Block devices:";
 
 /// `/proc/misc` with a line for the control node; `None` when the kernel's needs no line more.
 pub fn misc() -> Option<Vec<u8>> {
-    with_control(&read("/proc/misc")?).map(String::into_bytes)
+    with_control(&read_kernels("/proc/misc").ok()?).map(String::into_bytes)
 }
 
 /// `/proc/devices` with our devices' majors; `None` when it cannot be read.
 pub fn devices(majors: &[u32]) -> Option<Vec<u8>> {
-    let real = read("/proc/devices")?;
+    let real = read_kernels("/proc/devices").ok()?;
     Some(with_majors(&real, majors).into_bytes())
 }
 
-/// The kernel's own text. Not by libc's functions: another copy of the shim may stand before those (`thinmap run` where one is
-/// installed), and each would leave the line to the other.
-fn read(file: &str) -> Option<String> {
-    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
-    let fd = rustix::fs::open(file, flags, Mode::empty()).ok()?;
-    let mut text = String::new();
-    File::from(fd).read_to_string(&mut text).ok()?;
-    Some(text)
+/// The kernel's own text of a file. Not by libc's functions: a shim may stand before those (another copy of this one, with `thinmap
+/// run` where one is installed), and would answer for itself.
+pub fn read_kernels(file: &str) -> Result<String, Errno> {
+    let fd = rustix::fs::open(file, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+    let mut bytes = Vec::new();
+    File::from(fd)
+        .read_to_end(&mut bytes)
+        .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
 fn with_control(real: &str) -> Option<String> {

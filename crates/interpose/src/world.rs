@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use rustix::io::Errno;
 use rustix::net::SocketAddrUnix;
-use thinmap_control::Client;
+use thinmap_control::{Client, SYSTEMS_DEV_DIR, SYSTEMS_RUN_DIR};
 
 use crate::capability::{CAP_SYS_ADMIN, effective_capabilities};
 use crate::renamed::Renamed;
@@ -18,7 +18,6 @@ pub const CONTROL_MAJOR: u32 = 10;
 pub const CONTROL_MINOR: u32 = 236;
 /// COMPAT: mapped devices are loop devices wherever the daemon does not say otherwise.
 const LOOP_MAJOR: u32 = 7;
-const SYSTEMS_RUN_DIR: &str = "/run/thinmap";
 const CONTROL_NODE: &str = "/dev/mapper/control";
 const CONTROL_ENDING: &[u8] = b"/control";
 const READ_TIMEOUT: Duration = Duration::from_micros(1);
@@ -42,6 +41,11 @@ impl World {
             systems: None,
             renamed: Renamed::new(dev_dir),
         }
+    }
+
+    /// The system's own daemon, whatever the environment says.
+    pub fn systems() -> Self {
+        Self::new(Path::new(SYSTEMS_RUN_DIR), Path::new(SYSTEMS_DEV_DIR))
     }
 
     /// As the environment says (THINMAP_RUN_DIR, THINMAP_DEV_DIR), otherwise the user's default.

@@ -7,7 +7,7 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags};
 use thinmap_interpose::{
-    CAP_DAC_OVERRIDE, CAP_SYS_ADMIN, Caller, ProcessMemory, effective_capabilities,
+    CAP_DAC_OVERRIDE, CAP_SYS_ADMIN, Caller, ProcessMemory, effective_capabilities, status_field,
 };
 
 use crate::listener::Pending;
@@ -60,13 +60,14 @@ impl Remote<'_> {
 
     /// Whether the caller could open a node that belongs to the supervisor's user and to nobody else.
     pub fn may_open_control(&self) -> bool {
-        let Ok(status) = std::fs::read_to_string(format!("/proc/{}/status", self.0.thread()))
-        else {
+        let Some(uids) = status_field(self.0.thread(), "Uid:") else {
             return false;
         };
-        let uids = status.lines().find_map(|line| line.strip_prefix("Uid:"));
         // Real, effective, saved, and the one that files are opened with.
-        let user = uids.and_then(|uids| uids.split_whitespace().nth(3)?.parse().ok());
+        let user = uids
+            .split_whitespace()
+            .nth(3)
+            .and_then(|uid| uid.parse().ok());
         user == Some(rustix::process::geteuid().as_raw())
             || effective_capabilities(self.0.thread())
                 .is_some_and(|capabilities| capabilities & CAP_DAC_OVERRIDE != 0)
@@ -79,9 +80,7 @@ impl Remote<'_> {
 
     /// A number in `/proc/THREAD/status`.
     fn status_field(&self, field: &str, radix: u32) -> Option<u64> {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.0.thread())).ok()?;
-        let text = status.lines().find_map(|line| line.strip_prefix(field))?;
-        u64::from_str_radix(text.trim(), radix).ok()
+        u64::from_str_radix(&status_field(self.0.thread(), field)?, radix).ok()
     }
 }
 
@@ -118,6 +117,7 @@ impl Caller for Remote<'_> {
             }
         }
     }
+
     fn process(&self) -> PathBuf {
         PathBuf::from(format!("/proc/{}", self.0.thread()))
     }

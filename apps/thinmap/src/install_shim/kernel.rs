@@ -1,14 +1,10 @@
 //! Whether the running kernel has a device mapper of its own.
 //!
-//! Read by system calls of one's own, not by libc's functions: in this very program the shim may be preloaded already, and it
-//! would answer for its own.
-
-use std::fs::File;
-use std::io::Read;
+//! Asked in a way that no shim stands before: in this very program one may be preloaded already.
 
 use anyhow::{Context, bail};
-use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
+use thinmap_interpose::read_kernels;
 
 const NAME: &str = "device-mapper";
 const MODULE: &str = "/dm-mod.ko";
@@ -26,7 +22,7 @@ pub fn must_have_no_device_mapper() -> anyhow::Result<()> {
         (&modules, has_module),
     ];
     for (file, has_it) in places {
-        let is_there = match read(file) {
+        let is_there = match read_kernels(file) {
             Ok(text) => has_it(&text),
             // Containers and small images have no modules.
             Err(Errno::NOENT | Errno::NOTDIR) if file == modules => false,
@@ -46,15 +42,6 @@ pub fn must_have_no_device_mapper() -> anyhow::Result<()> {
         }
     }
     Ok(())
-}
-
-fn read(file: &str) -> Result<String, Errno> {
-    let fd = rustix::fs::open(file, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
-    let mut bytes = Vec::new();
-    File::from(fd)
-        .read_to_end(&mut bytes)
-        .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
-    Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
 /// /proc/misc and /proc/devices: a number and a name.

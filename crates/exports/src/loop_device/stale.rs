@@ -83,7 +83,7 @@ fn loops_over(dir: &Path) -> Vec<u32> {
     numbers
 }
 
-/// Whether the file behind the loop device lies on one of these mounts, whose servers are dead. `dir` was the right path.
+/// Whether the file behind the loop device, which has the right path, lies on one of these mounts, whose servers are dead.
 fn lies_on(number: u32, mounts: &[DevNo]) -> bool {
     if mounts.is_empty() {
         return false;
