@@ -30,11 +30,33 @@ pub trait BlockDevice: Send + Sync {
     /// A flush covers writes that completed before it was submitted.
     fn submit(&self, io: Io);
 
+    /// Whether requests end inside [`submit`](Self::submit) by the caller's own processor time (the kernel's
+    /// BLK_FEAT_SYNCHRONOUS): many large ones are then worth spreading over threads.
+    fn is_synchronous(&self) -> bool {
+        false
+    }
+
     /// Makes `to..to+len` share the content of `from..from+len` inside the device without copying.
     /// Blocking: for worker threads only. [`BlkStatus::NotSupp`] where the backing cannot.
     fn reflink(&self, from: Sector, to: Sector, len: Sector) -> Result<(), BlkStatus> {
         let _ = (from, to, len);
         Err(BlkStatus::NotSupp)
+    }
+
+    /// Copies `from..from+len` to `to..to+len` inside the device without taking it through our memory.
+    /// Blocking: for worker threads only. [`BlkStatus::NotSupp`] where that is no gain.
+    fn copy_range(&self, from: Sector, to: Sector, len: Sector) -> Result<(), BlkStatus> {
+        let _ = (from, to, len);
+        Err(BlkStatus::NotSupp)
+    }
+
+    /// Whether `start..start+len` is known to hold nothing on the medium, and so to read as zeroes. `false` says
+    /// nothing. Asks the system: for worker threads only.
+    ///
+    /// The caller sees to it that no write to the range is in flight.
+    fn is_hole(&self, start: Sector, len: Sector) -> bool {
+        let _ = (start, len);
+        false
     }
 
     /// Describes `start..start+len` as runs, in order, covering at least the first sector and at most the

@@ -25,7 +25,7 @@ impl IoBuf {
         if len == 0 {
             return Self::empty();
         }
-        let allocation = Arc::new(Allocation::new(len, None));
+        let allocation = Arc::new(Allocation::new(len));
         Self {
             ptr: allocation.ptr,
             len,
@@ -126,29 +126,36 @@ impl std::fmt::Debug for IoBuf {
 struct Allocation {
     ptr: NonNull<u8>,
     layout: Layout,
+    /// Where it goes when its last part is dropped; set while a pool's buffer is out.
     pool: Option<Arc<PoolShared>>,
 }
 
 impl Allocation {
-    fn new(len: usize, pool: Option<Arc<PoolShared>>) -> Self {
+    fn new(len: usize) -> Self {
         let layout = Layout::from_size_align(len, BUFFER_ALIGN).expect("buffer length fits isize");
-        // SAFETY: the layout has a non-zero size: both callers refuse zero lengths.
+        // SAFETY: the layout has a non-zero size: all callers refuse zero lengths.
         let raw = unsafe { alloc_zeroed(layout) };
         let Some(ptr) = NonNull::new(raw) else {
             handle_alloc_error(layout)
         };
-        Self { ptr, layout, pool }
+        Self {
+            ptr,
+            layout,
+            pool: None,
+        }
     }
 }
 
 impl Drop for Allocation {
     fn drop(&mut self) {
-        if let Some(pool) = &self.pool {
-            let mut free = pool.free.lock();
-            if free.len() < pool.keep {
-                free.push(FreeBuffer(self.ptr));
-                return;
-            }
+        // Two parts were dropped at once on two threads, and neither saw itself as the last.
+        if let Some(pool) = self.pool.take() {
+            let again = Self {
+                pool: None,
+                ..*self
+            };
+            pool.take_back(Arc::new(again));
+            return;
         }
         // SAFETY: allocated in `new` with this very layout, and the last handle is gone.
         unsafe { dealloc(self.ptr.as_ptr(), self.layout) }
@@ -160,9 +167,24 @@ unsafe impl Send for Allocation {}
 // SAFETY: no method of Allocation gives access to the bytes.
 unsafe impl Sync for Allocation {}
 
+impl Drop for IoBuf {
+    fn drop(&mut self) {
+        let Some(mut owner) = self.owner.take() else {
+            return;
+        };
+        // The last part brings the buffer back whole, without a call to the allocator.
+        if let Some(allocation) = Arc::get_mut(&mut owner)
+            && let Some(pool) = allocation.pool.take()
+        {
+            pool.take_back(owner);
+        }
+    }
+}
+
 /// A set of equal buffers made ahead, so that an I/O path need not ask the system for memory.
 ///
-/// A buffer goes back to its pool when its last part is dropped.
+/// A buffer goes back to its pool when its last part is dropped. The one that came back last goes out first: its
+/// bytes are most likely still in the processor's cache.
 #[derive(Clone)]
 pub struct BufferPool {
     shared: Arc<PoolShared>,
@@ -171,48 +193,42 @@ pub struct BufferPool {
 struct PoolShared {
     buffer_bytes: usize,
     keep: usize,
-    free: Mutex<Vec<FreeBuffer>>,
+    free: Mutex<Vec<Arc<Allocation>>>,
 }
 
-struct FreeBuffer(NonNull<u8>);
-// SAFETY: a free buffer has no handle; it is only an address waiting to be reused.
-unsafe impl Send for FreeBuffer {}
+impl PoolShared {
+    /// `allocation` has no other handle and names no pool.
+    fn take_back(&self, allocation: Arc<Allocation>) {
+        let mut free = self.free.lock();
+        if free.len() < self.keep {
+            free.push(allocation);
+        }
+    }
+}
 
 impl BufferPool {
     /// A pool of `count` buffers of `buffer_bytes` each, all allocated now.
     pub fn new(count: usize, buffer_bytes: usize) -> Self {
         assert!(buffer_bytes > 0, "a pool of empty buffers");
+        let made = (0..count).map(|_| Arc::new(Allocation::new(buffer_bytes)));
         let shared = Arc::new(PoolShared {
             buffer_bytes,
             keep: count,
-            free: Mutex::new(Vec::with_capacity(count)),
+            free: Mutex::new(made.collect()),
         });
-        let pool = Self { shared };
-        let made: Vec<IoBuf> = (0..count).map(|_| pool.alloc_new()).collect();
-        drop(made);
-        pool
+        Self { shared }
     }
 
     /// A buffer made ahead, or `None` when all are in use. Its content is whatever it held last.
     pub fn take(&self) -> Option<IoBuf> {
-        let FreeBuffer(ptr) = self.shared.free.lock().pop()?;
-        let layout = Layout::from_size_align(self.shared.buffer_bytes, BUFFER_ALIGN)
-            .expect("checked when the buffer was made");
-        let owner = Arc::new(Allocation {
-            ptr,
-            layout,
-            pool: Some(self.shared.clone()),
-        });
-        Some(IoBuf {
-            ptr,
-            len: self.shared.buffer_bytes,
-            owner: Some(owner),
-        })
+        let allocation = self.shared.free.lock().pop()?;
+        Some(self.hand_out(allocation))
     }
 
     /// A buffer made ahead, or a fresh one of the same size when all are in use.
     pub fn take_or_alloc(&self) -> IoBuf {
-        self.take().unwrap_or_else(|| self.alloc_new())
+        self.take()
+            .unwrap_or_else(|| self.hand_out(Arc::new(Allocation::new(self.shared.buffer_bytes))))
     }
 
     /// Bytes in each buffer.
@@ -220,26 +236,15 @@ impl BufferPool {
         self.shared.buffer_bytes
     }
 
-    fn alloc_new(&self) -> IoBuf {
-        let allocation = Arc::new(Allocation::new(
-            self.shared.buffer_bytes,
-            Some(self.shared.clone()),
-        ));
+    fn hand_out(&self, mut allocation: Arc<Allocation>) -> IoBuf {
+        let ptr = allocation.ptr;
+        Arc::get_mut(&mut allocation)
+            .expect("a free buffer has one handle")
+            .pool = Some(self.shared.clone());
         IoBuf {
-            ptr: allocation.ptr,
+            ptr,
             len: self.shared.buffer_bytes,
             owner: Some(allocation),
-        }
-    }
-}
-
-impl Drop for PoolShared {
-    fn drop(&mut self) {
-        let layout = Layout::from_size_align(self.buffer_bytes, BUFFER_ALIGN)
-            .expect("checked when the buffers were made");
-        for FreeBuffer(ptr) in self.free.get_mut().drain(..) {
-            // SAFETY: free buffers were allocated with this layout and have no handle left.
-            unsafe { dealloc(ptr.as_ptr(), layout) }
         }
     }
 }

@@ -7,7 +7,7 @@ mod thin_support;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
-use thinmap_block::backing::MemoryDevice;
+use thinmap_block::backing::{FileDevice, MemoryDevice, OpenMode};
 use thinmap_block::{BlockDevice, Io, Op, QueueLimits};
 use thinmap_runtime::IoBuf;
 use thinmap_units::{BlkStatus, Sector};
@@ -297,4 +297,153 @@ fn a_pool_that_waits_for_its_metadata_device_keeps_no_other_waiting() {
     });
     // Free again at once.
     lab.live("again", &table("stuck", "data2")).destroy();
+}
+
+/// A file, and what was written to it through requests.
+struct Watched {
+    below: FileDevice,
+    written: AtomicU32,
+    copies: AtomicBool,
+}
+
+impl BlockDevice for Watched {
+    fn limits(&self) -> QueueLimits {
+        self.below.limits()
+    }
+
+    fn size(&self) -> Sector {
+        self.below.size()
+    }
+
+    fn submit(&self, io: Io) {
+        if io.op == Op::Write {
+            let sectors = io.sectors.raw() as u32;
+            self.written.fetch_add(sectors, Ordering::SeqCst);
+        }
+        self.below.submit(io);
+    }
+
+    fn is_synchronous(&self) -> bool {
+        self.below.is_synchronous()
+    }
+
+    fn is_hole(&self, start: Sector, len: Sector) -> bool {
+        self.below.is_hole(start, len)
+    }
+
+    fn copy_range(&self, from: Sector, to: Sector, len: Sector) -> Result<(), BlkStatus> {
+        if !self.copies.load(Ordering::SeqCst) {
+            return Err(BlkStatus::NotSupp);
+        }
+        self.below.copy_range(from, to, len)
+    }
+}
+
+impl Watched {
+    /// Sectors written since the last call.
+    fn written(&self) -> u32 {
+        self.written.swap(0, Ordering::SeqCst)
+    }
+}
+
+/// A pool of `blocks` on an empty file in `dir`, with a volume of eight blocks.
+fn on_a_file(dir: &std::path::Path, blocks: u64, test: impl Fn(&Lab, &Arc<Watched>)) {
+    let file = tempfile::NamedTempFile::new_in(dir).unwrap();
+    file.as_file().set_len(blocks * BLOCK * 512).unwrap();
+    let mode = OpenMode {
+        read_only: false,
+        exclusive: true,
+    };
+    let data = Arc::new(Watched {
+        below: FileDevice::open(file.path(), mode).unwrap(),
+        written: AtomicU32::new(0),
+        copies: AtomicBool::new(true),
+    });
+    let lab = Lab::new();
+    lab.memory("meta", 8192);
+    lab.add("data", data.clone());
+    test(&lab, &data);
+}
+
+fn disk_and_memory() -> [std::path::PathBuf; 2] {
+    [std::env::temp_dir(), "/dev/shm".into()]
+}
+
+#[test]
+fn a_new_block_in_a_hole_takes_the_guests_data_alone_and_a_used_one_is_zeroed() {
+    for dir in disk_and_memory() {
+        on_a_file(&dir, 1, |lab, data| {
+            let table = format!("0 {BLOCK} thin-pool meta data 128 0 1 no_discard_passdown");
+            let pool = lab.live("pool", &table);
+            message(&pool, "create_thin 0").unwrap();
+            let t = lab.live("t", "0 1024 thin pool 0");
+            assert!(write_fill(&*t, 16, 8, 7).is_ok());
+            assert_eq!(data.written(), 8, "{dir:?}");
+            let rest_is_zero = |at: usize| {
+                let (bytes, _) = read_bytes(&*t, 0, BLOCK);
+                let guest = at * 512..(at + 8) * 512;
+                assert!(bytes[guest.clone()].iter().all(|b| *b == 7), "{dir:?}");
+                assert_eq!(bytes.iter().filter(|b| **b != 0).count(), guest.len());
+            };
+            rest_is_zero(16);
+            // The pool's only block comes back to it with its old content.
+            assert!(write_fill(&*t, 0, BLOCK, 9).is_ok());
+            assert!(request(&*t, Op::Discard, 0, BLOCK).is_ok());
+            assert!(request(&*t, Op::Flush, 0, 0).is_ok());
+            data.written();
+            assert!(write_fill(&*t, 32, 8, 7).is_ok());
+            assert_eq!(data.written(), BLOCK as u32, "{dir:?}");
+            rest_is_zero(32);
+            for dev in [&t, &pool] {
+                dev.destroy();
+            }
+        });
+    }
+}
+
+#[test]
+fn sharing_is_broken_inside_the_device_or_by_reading_and_writing() {
+    for (dir, copies) in disk_and_memory()
+        .iter()
+        .zip([true, true])
+        .chain([(&std::path::PathBuf::from("/dev/shm"), false)])
+    {
+        on_a_file(dir, 16, |lab, data| {
+            data.copies.store(copies, Ordering::SeqCst);
+            let pool = lab.live("pool", "0 2048 thin-pool meta data 128 0");
+            message(&pool, "create_thin 0").unwrap();
+            let t = lab.live("t", "0 1024 thin pool 0");
+            assert!(write_fill(&*t, 0, 4 * BLOCK, 1).is_ok());
+            message(&pool, "create_snap 1 0").unwrap();
+            let inside = data.is_synchronous() && copies;
+            // At a block's begin, in its middle, at its end; then all of one.
+            let writes = [
+                (0, 8),
+                (BLOCK + 16, 8),
+                (3 * BLOCK - 8, 8),
+                (3 * BLOCK, BLOCK),
+            ];
+            for (at, sectors) in writes {
+                data.written();
+                assert!(write_fill(&*t, at, sectors, 2).is_ok());
+                let expect = if inside { sectors } else { BLOCK };
+                assert_eq!(data.written(), expect as u32, "{dir:?} {at}");
+            }
+            let (bytes, _) = read_bytes(&*t, 0, 4 * BLOCK);
+            for (sector, content) in bytes.chunks(512).enumerate() {
+                let sector = sector as u64;
+                let fresh = writes
+                    .iter()
+                    .any(|(at, len)| (*at..at + len).contains(&sector));
+                let want = if fresh { 2 } else { 1 };
+                assert!(content.iter().all(|b| *b == want), "{dir:?} {sector}");
+            }
+            let snap = lab.live("s", "0 1024 thin pool 1");
+            let (bytes, _) = read_bytes(&*snap, 0, 4 * BLOCK);
+            assert!(bytes.iter().all(|b| *b == 1), "{dir:?}");
+            for dev in [&snap, &t, &pool] {
+                dev.destroy();
+            }
+        });
+    }
 }

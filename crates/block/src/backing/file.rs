@@ -81,6 +81,8 @@ struct Inner {
     size: AtomicU64,
     /// On a memory file system: system calls never wait for a medium.
     inline: bool,
+    /// The file system tells holes from data truly.
+    tells_holes: bool,
     /// Zero-range is not supported: learnt from the first refusal.
     no_zero_range: AtomicBool,
 }
@@ -127,7 +129,9 @@ impl FileDevice {
                 },
                 e => system("open", e),
             })?;
-        if !is_block && probe::direct_io_align(fd.as_fd()) > 512 {
+        // In memory direct I/O goes round nothing, and copies inside the file would go through pages of their own.
+        let inline = !is_block && probe::is_memory_file_system(fd.as_fd());
+        if !is_block && (inline || probe::direct_io_align(fd.as_fd()) > 512) {
             fd = open(flags).map_err(|e| system("open", e))?;
         }
         if !is_block && mode.exclusive {
@@ -146,7 +150,8 @@ impl FileDevice {
             dev_no: is_block.then(|| DevNo::from_dev_t(kind.st_rdev)),
             limits: probe::limits(fd.as_fd(), &kind, mode.read_only),
             size: AtomicU64::new(size.0),
-            inline: !is_block && probe::is_memory_file_system(fd.as_fd()),
+            inline,
+            tells_holes: !is_block && probe::tells_holes(fd.as_fd()),
             no_zero_range: AtomicBool::new(false),
             fd: Arc::new(fd),
         };
@@ -193,18 +198,39 @@ impl BlockDevice for FileDevice {
         FileIo::new(io, self.inner.clone()).start();
     }
 
+    fn is_synchronous(&self) -> bool {
+        self.inner.inline
+    }
+
     fn reflink(&self, from: Sector, to: Sector, len: Sector) -> Result<(), BlkStatus> {
-        probe::clone_range(self.inner.fd.as_fd(), from.bytes(), to.bytes(), len.bytes()).map_err(
-            |e| match e {
-                Errno::OPNOTSUPP
-                | Errno::XDEV
-                | Errno::INVAL
-                | Errno::NOTTY
-                | Errno::ISDIR
-                | Errno::PERM => BlkStatus::NotSupp,
-                e => BlkStatus::from_errno(e.raw_os_error()),
-            },
-        )
+        probe::clone_range(self.inner.fd.as_fd(), from.bytes(), to.bytes(), len.bytes())
+            .map_err(status_of)
+    }
+
+    fn copy_range(&self, from: Sector, to: Sector, len: Sector) -> Result<(), BlkStatus> {
+        // Elsewhere it would go through the page cache, which direct I/O goes round.
+        if !self.inner.inline {
+            return Err(BlkStatus::NotSupp);
+        }
+        probe::copy_range(self.inner.fd.as_fd(), from.bytes(), to.bytes(), len.bytes())
+            .map_err(status_of)
+    }
+
+    fn is_hole(&self, start: Sector, len: Sector) -> bool {
+        self.inner.tells_holes && probe::is_hole(self.inner.fd.as_fd(), start.bytes(), len.bytes())
+    }
+}
+
+fn status_of(errno: Errno) -> BlkStatus {
+    match errno {
+        Errno::OPNOTSUPP
+        | Errno::NOSYS
+        | Errno::XDEV
+        | Errno::INVAL
+        | Errno::NOTTY
+        | Errno::ISDIR
+        | Errno::PERM => BlkStatus::NotSupp,
+        errno => BlkStatus::from_errno(errno.raw_os_error()),
     }
 }
 

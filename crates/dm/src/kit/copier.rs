@@ -110,7 +110,10 @@ impl Copier {
     }
 
     /// Begins a request; `done` is told of its end, maybe before this returns.
-    pub fn start(&self, request: CopyRequest, done: CopyDone) {
+    pub fn start(&self, mut request: CopyRequest, done: CopyDone) {
+        if let Some(status) = copy_inside(&mut request) {
+            return done(status, request.overlay.map(|o| o.io));
+        }
         let mut state = self.shared.state.lock();
         let job = state.jobs.insert(Job {
             request,
@@ -125,6 +128,31 @@ impl Copier {
         drop(state);
         self.shared.run();
     }
+}
+
+/// Has the device itself copy, where it can (see [`BlockDevice::copy_range`]), and writes the overlay behind that.
+/// `None`: it cannot, and nothing was done that the usual way would not do over.
+fn copy_inside(request: &mut CopyRequest) -> Option<BlkStatus> {
+    let [(len, CopySource::Device(from, sector))] = request.segments.as_slice() else {
+        return None;
+    };
+    let overlay = request.overlay.as_mut()?;
+    let to = &request.to;
+    if !to.is_synchronous() || !Arc::ptr_eq(from, to) || overlay.io.op != Op::Write {
+        return None;
+    }
+    // What the overlay covers need not be copied.
+    let behind = overlay.offset + overlay.io.sectors;
+    for (at, end) in [(Sector::ZERO, overlay.offset), (behind, *len)] {
+        if at < end {
+            let copied = to.copy_range(*sector + at, request.to_sector + at, end - at);
+            copied.ok()?;
+        }
+    }
+    let buf = std::mem::replace(&mut overlay.io.buf, IoBuf::empty());
+    let (buf, status) = thinmap_block::write(&**to, request.to_sector + overlay.offset, buf);
+    overlay.io.buf = buf;
+    Some(status)
 }
 
 impl Shared {

@@ -61,8 +61,10 @@ pub struct Connection {
     hung_up: bool,
     /// A request waits in `input` until others have made room.
     stalled: bool,
-    /// `input` holds a whole request, since it stalled: no readiness of the socket will tell of it.
+    /// `input` may hold a whole request, since others came first: no readiness of the socket will tell of it.
     unparsed: bool,
+    /// Bytes of data of the requests submitted in this turn.
+    turn_bytes: usize,
     /// No more requests are read, since then.
     draining: Option<Instant>,
     /// The socket failed: replies go nowhere.
@@ -120,6 +122,7 @@ impl Connection {
             hung_up: false,
             stalled: false,
             unparsed: false,
+            turn_bytes: 0,
             draining: None,
             dead: false,
         }
@@ -182,9 +185,10 @@ impl Connection {
 
     /// Receives and submits until the socket is empty, a limit is reached, or others should have their turn.
     pub fn receive(&mut self, resources: &Resources<'_>) {
+        self.turn_bytes = 0;
         self.parse(resources);
         for _ in 0..RECEIVES_PER_TURN {
-            if !self.wants_turn() || !self.readable {
+            if !self.wants_turn() || !self.readable || self.has_had_its_turn() {
                 return;
             }
             match self.fill() {
@@ -228,10 +232,18 @@ impl Connection {
         Ok(received)
     }
 
+    /// Replies go out before more is read: large ones while the processor's cache still holds them.
+    fn has_had_its_turn(&self) -> bool {
+        self.turn_bytes >= BYTES_PER_TURN
+    }
+
     /// Works through what was received.
     fn parse(&mut self, resources: &Resources<'_>) {
         while self.draining.is_none() && !self.stalled {
-            self.unparsed = false;
+            self.unparsed = self.has_had_its_turn();
+            if self.unparsed {
+                return;
+            }
             match &mut self.state {
                 State::Payload { buf, filled, .. } => {
                     let part = self.input.take_up_to(buf.len() - *filled);
@@ -366,7 +378,8 @@ impl Connection {
         self.submit(io);
     }
 
-    fn submit(&self, io: Io) {
+    fn submit(&mut self, io: Io) {
+        self.turn_bytes += io.buf.len();
         let device = &self.agreement.export.device;
         // A panic in one device must not end the clients of others. The request fails as it is dropped.
         if catch_unwind(AssertUnwindSafe(|| device.submit(io))).is_err() {
@@ -543,5 +556,6 @@ impl Input {
 /// One receive takes up to some hundred requests, or the payload of several small writes.
 const INPUT_BYTES: usize = 32 << 10;
 const RECEIVES_PER_TURN: usize = 8;
+const BYTES_PER_TURN: usize = 256 << 10;
 /// Two parts each; the kernel takes up to 1024 parts.
 const REPLIES_PER_SEND: usize = 64;

@@ -195,6 +195,12 @@ fn tune(socket: BorrowedFd<'_>) {
         let _ = sockopt::set_tcp_nodelay(socket, true);
         let _ = sockopt::set_socket_keepalive(socket, true);
         let _ = sockopt::set_tcp_keepidle(socket, KEEPALIVE_IDLE);
+        return;
+    }
+    // Of a Unix socket only the sender's buffer counts, and the default holds a fifth of a large reply: then server
+    // and client would wait for each other. Beyond the system's limit only root may go.
+    if sockopt::set_socket_send_buffer_size_force(socket, UNIX_SEND_BUFFER_BYTES).is_err() {
+        let _ = sockopt::set_socket_send_buffer_size(socket, UNIX_SEND_BUFFER_BYTES);
     }
 }
 
@@ -335,6 +341,7 @@ impl Client {
 
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
+const UNIX_SEND_BUFFER_BYTES: usize = 1 << 20;
 const RECEIVE_BYTES: usize = 4096;
 const RECEIVES_PER_TURN: usize = 16;
 /// A client that does not fetch its replies is not listened to beyond this.

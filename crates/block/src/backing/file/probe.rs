@@ -40,6 +40,38 @@ pub(super) fn is_memory_file_system(fd: BorrowedFd<'_>) -> bool {
     rustix::fs::fstatfs(fd).is_ok_and(|s| s.f_type == TMPFS_MAGIC || s.f_type == RAMFS_MAGIC)
 }
 
+/// Whether SEEK_DATA never takes written data for a hole. Elsewhere that was a bug more than once (dirty data on ZFS), so
+/// only where it is known to hold.
+pub(super) fn tells_holes(fd: BorrowedFd<'_>) -> bool {
+    rustix::fs::fstatfs(fd).is_ok_and(|s| matches!(s.f_type, TMPFS_MAGIC | EXT4_MAGIC | XFS_MAGIC))
+}
+
+/// Whether there is no data in `start..start+len` (bytes).
+pub(super) fn is_hole(fd: BorrowedFd<'_>, start: u64, len: u64) -> bool {
+    match rustix::fs::seek(fd, rustix::fs::SeekFrom::Data(start)) {
+        Ok(data) => data >= start + len,
+        // No data from there to the end.
+        Err(errno) => errno == Errno::NXIO,
+    }
+}
+
+/// copy_file_range inside one file; offsets and length in bytes.
+pub(super) fn copy_range(fd: BorrowedFd<'_>, from: u64, to: u64, len: u64) -> Result<(), Errno> {
+    let mut done = 0;
+    while done < len {
+        let (mut from, mut to) = (from + done, to + done);
+        let left = usize::try_from(len - done).unwrap_or(usize::MAX);
+        match rustix::fs::copy_file_range(fd, Some(&mut from), fd, Some(&mut to), left) {
+            // The file is shorter than it was.
+            Ok(0) => return Err(Errno::IO),
+            Ok(count) => done += count as u64,
+            Err(Errno::INTR) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+    Ok(())
+}
+
 pub(super) fn limits(fd: BorrowedFd<'_>, stat: &Stat, read_only: bool) -> QueueLimits {
     let is_block = stat.st_rdev != 0
         && rustix::fs::FileType::from_raw_mode(stat.st_mode) == rustix::fs::FileType::BlockDevice;
@@ -116,4 +148,6 @@ pub(super) fn run_now(fd: BorrowedFd<'_>, op: RingOp, offset: u64, buf: &mut IoB
 
 const STATX_DIOALIGN: u32 = 0x2000;
 const TMPFS_MAGIC: i64 = 0x0102_1994;
+const EXT4_MAGIC: i64 = 0xef53;
+const XFS_MAGIC: i64 = 0x5846_5342;
 const RAMFS_MAGIC: i64 = 0x8584_58f6;

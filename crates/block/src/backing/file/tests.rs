@@ -204,3 +204,40 @@ fn many_requests_from_many_threads() {
         });
     });
 }
+
+#[test]
+fn a_hole_is_told_from_data_and_from_what_was_punched() {
+    on_both(|path| {
+        let dev = FileDevice::open(path, RW).expect("open");
+        let all = (Sector(0), dev.size());
+        assert!(dev.is_hole(all.0, all.1));
+        assert!(sync::write(&dev, Sector(256), filled(4096, 0)).1.is_ok());
+        assert!(!dev.is_hole(all.0, all.1), "zeroes are data too");
+        assert!(dev.is_hole(Sector(0), Sector(256)));
+        assert!(!dev.is_hole(Sector(0), Sector(257)));
+        assert!(dev.is_hole(Sector(264), Sector(2048 - 264)));
+        let (at, len) = (Sector(256), Sector(8));
+        let punch = (Op::Discard, IoFlags::default(), at, len, IoBuf::empty());
+        assert!(sync::submit_and_wait(&dev, punch).1.is_ok());
+        assert!(dev.is_hole(all.0, all.1));
+    });
+}
+
+#[test]
+fn copies_inside_a_file_only_where_they_go_round_no_cache() {
+    on_both(|path| {
+        let dev = FileDevice::open(path, RW).expect("open");
+        assert!(sync::write(&dev, Sector(8), filled(64 << 10, 3)).1.is_ok());
+        let copied = dev.copy_range(Sector(8), Sector(1001), Sector(128));
+        if !dev.is_synchronous() {
+            return assert_eq!(copied, Err(BlkStatus::NotSupp));
+        }
+        assert_eq!(copied, Ok(()));
+        let (buf, _) = sync::read(&dev, Sector(1000), IoBuf::alloc(130 * 512));
+        let bytes = buf.as_slice();
+        assert_eq!((bytes[511], bytes[129 * 512]), (0, 0));
+        assert!(bytes[512..129 * 512].iter().all(|b| *b == 3));
+        let beyond = dev.copy_range(Sector(4096), Sector(0), Sector(8));
+        assert_eq!(beyond, Err(BlkStatus::IoErr), "nothing is there to copy");
+    });
+}

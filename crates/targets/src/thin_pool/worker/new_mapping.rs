@@ -45,26 +45,30 @@ impl Worker<'_> {
         let zero = self.pool.features().zero_new_blocks
             || mapping.port.volume.zero_always.load(SeqCst)
             || io.op == Op::WriteZeroes;
-        if io.sectors == block && io.op == Op::Write {
-            return if zero {
-                self.write_then_insert(mapping, io)
-            } else {
-                self.insert_then_write(mapping, io)
-            };
+        let covered = io.sectors == block && io.op == Op::Write;
+        // What is to be zeroed may be so already: a sparse file's block that nothing was ever written to.
+        if (covered || origin.is_none()) && (!zero || self.is_hole(mapping.data)) {
+            return self.insert_then_write(mapping, io);
         }
-        let Some((from, len)) = origin else {
-            return if zero {
-                let sources = vec![(block, CopySource::Zeroes)];
-                self.fill(mapping, sources, io)
-            } else {
-                self.insert_then_write(mapping, io)
-            };
-        };
-        let mut sources = vec![(len, CopySource::Device(from, begin))];
-        if len < block {
-            sources.push((block - len, CopySource::Zeroes));
+        self.hold_cell(&mapping);
+        if covered {
+            return self.write_then_insert(mapping, io);
+        }
+        let mut sources = Vec::with_capacity(2);
+        let mut filled = Sector::ZERO;
+        if let Some((from, len)) = origin {
+            sources.push((len, CopySource::Device(from, begin)));
+            filled = len;
+        }
+        if filled < block {
+            sources.push((block - filled, CopySource::Zeroes));
         }
         self.fill(mapping, sources, io);
+    }
+
+    fn is_hole(&self, data: DataBlock) -> bool {
+        let dev = self.pool.data_dev();
+        dev.is_hole(self.data_sector(data), self.pool.geometry.block())
     }
 
     /// Gives a volume its own copy of a block that it shares, for a write.
@@ -72,6 +76,7 @@ impl Worker<'_> {
         let Some((mapping, io)) = self.begin_mapping(port, io, place, Some(old)) else {
             return;
         };
+        self.hold_cell(&mapping);
         // Reads that looked the block up without seeing the cell are in the set after this.
         self.barrier();
         if mapping.port.volume.has_unsettled_writes() {
@@ -80,6 +85,13 @@ impl Worker<'_> {
             return self.when_drained(true, false, then);
         }
         self.copy_block(mapping, io);
+    }
+
+    /// Keeps others off the mapping's place. `block_request` has seen that nobody does, and only this thread could.
+    fn hold_cell(&mut self, mapping: &NewMapping) {
+        let v = mapping.place.v.raw();
+        let held = self.hold(&mapping.port, v, v + 1);
+        debug_assert!(held, "the cell was free a moment ago");
     }
 
     fn copy_block(&mut self, mapping: NewMapping, io: Io) {
@@ -104,7 +116,7 @@ impl Worker<'_> {
         self.fill(mapping, sources, io);
     }
 
-    /// Allocates and holds; `None` when the request had to go elsewhere.
+    /// Allocates; `None` when the request had to go elsewhere.
     fn begin_mapping(
         &mut self,
         port: Arc<Port>,
@@ -123,14 +135,6 @@ impl Worker<'_> {
                 return None;
             }
         };
-        let v = place.v.raw();
-        if !self.hold(&port, v, v + 1) {
-            // `block_request` has looked, and only this thread holds cells.
-            debug_assert!(false, "the cell was free a moment ago");
-            self.give_back(data, self.state.aborts);
-            self.state.todo.push_back(Work::Io(port, io));
-            return None;
-        }
         let mapping = NewMapping {
             port,
             place,
@@ -180,13 +184,9 @@ impl Worker<'_> {
 
     /// Nothing of the block needs to be written besides the guest's data, which may come after the mapping.
     fn insert_then_write(&mut self, mapping: NewMapping, io: Io) {
-        let (port, v) = (mapping.port.clone(), mapping.place.v.raw());
         if self.insert(&mapping) {
-            self.release(&port, v);
-            // Its turn comes before those who waited.
-            self.state.todo.push_front(Work::Io(port, io));
+            self.send(mapping.port, io, mapping.place, mapping.data, false);
         } else {
-            self.release(&port, v);
             io.complete(BlkStatus::IoErr);
         }
     }

@@ -73,17 +73,8 @@ impl Worker<'_> {
         let found = metadata.lookup(port.volume.id, place.v, MayRead::Yes);
         match found {
             Ok(Lookup::Mapped { data, shared }) if !(shared && io.is_write()) => {
-                // INVARIANT: counted in before the lock is given up (see `pool.rs`).
-                if io.flags.fua && self.pool.dirty.load(SeqCst) {
-                    drop(metadata);
-                    self.state.after_commit.push(AfterCommit::Again(port, io));
-                    return;
-                }
-                let tickets = self.pool.enter(shared);
                 drop(metadata);
-                let mut io = io;
-                self.pool.aim(&mut io, tickets, data, place.at);
-                self.pool.data_dev().submit(io);
+                self.send(port, io, place, data, shared);
             }
             Ok(Lookup::Mapped { data, .. }) => {
                 drop(metadata);
@@ -99,6 +90,25 @@ impl Worker<'_> {
                 io.complete(BlkStatus::IoErr);
             }
         }
+    }
+
+    /// Sends a request to the data block that its place is mapped to. With FUA not before that mapping is durable.
+    pub(super) fn send(
+        &mut self,
+        port: Arc<Port>,
+        mut io: Io,
+        place: Place,
+        data: DataBlock,
+        shared: bool,
+    ) {
+        if io.flags.fua && self.pool.dirty.load(SeqCst) {
+            self.state.after_commit.push(AfterCommit::Again(port, io));
+            return;
+        }
+        // Mappings change on this thread only, so none can have changed since this one was looked up.
+        let tickets = self.pool.enter(shared);
+        self.pool.aim(&mut io, tickets, data, place.at);
+        self.pool.data_dev().submit(io);
     }
 
     fn unmapped(&mut self, port: Arc<Port>, io: Io, place: Place) {
