@@ -6,6 +6,7 @@ use std::collections::VecDeque;
 use std::os::fd::RawFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use thinmap_runtime::{Completed, Ring, Waker};
@@ -19,6 +20,12 @@ pub enum Turn {
     Again,
     /// A turn when a polled descriptor is ready, the waker was used, or I/O has completed.
     Idle,
+    /// The same, but a turn soon may find work without being told: the thread looks again for a moment before it sleeps, as
+    /// long as that pays. `found`: this turn had work.
+    Watch {
+        /// See there.
+        found: bool,
+    },
     /// The end: nothing is in flight any more.
     Stop,
 }
@@ -98,16 +105,58 @@ fn run(mut handler: impl QueueHandler, waker: &Waker) {
         ready: Vec::new(),
         armed: Vec::new(),
     };
+    let mut watch = Watch::default();
     loop {
-        waker.clear();
-        match handler.turn() {
+        waker.stay_up();
+        let sleeps = match handler.turn() {
             Turn::Stop => return,
-            Turn::Again => state.advance(false),
-            Turn::Idle => {
-                state.arm(waker, &handler);
-                state.advance(true);
-            }
+            Turn::Again => false,
+            Turn::Idle => true,
+            Turn::Watch { found } => !watch.goes_on(found),
+        };
+        if !sleeps || !waker.may_sleep() {
+            state.advance(false);
+            continue;
         }
+        state.arm(waker, &handler);
+        watch.slept(|| state.advance(true));
+    }
+}
+
+/// Whether to look for work a moment longer instead of sleeping: a wake-up costs both sides more than the wait for it, when
+/// the next request comes within microseconds. Learns from how long the thread slept.
+#[derive(Default)]
+struct Watch {
+    pays: bool,
+    until: Option<Instant>,
+}
+
+/// A sleep shorter than this would have been better spent looking.
+const WATCH: Duration = Duration::from_micros(50);
+
+impl Watch {
+    /// After a turn that found work or not: whether to have another without sleeping.
+    fn goes_on(&mut self, found: bool) -> bool {
+        if !self.pays {
+            return false;
+        }
+        let now = Instant::now();
+        if found {
+            self.until = Some(now + WATCH);
+        } else if self.until.is_none_or(|until| until <= now) {
+            self.pays = false;
+            return false;
+        }
+        // Whoever else wants this processor comes first: the next request may need it.
+        rustix::thread::sched_yield();
+        true
+    }
+
+    fn slept(&mut self, sleep: impl FnOnce()) {
+        let begin = Instant::now();
+        sleep();
+        self.pays = begin.elapsed() < WATCH;
+        self.until = None;
     }
 }
 

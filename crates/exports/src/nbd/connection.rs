@@ -553,8 +553,8 @@ impl Input {
     }
 }
 
-/// One receive takes up to some hundred requests, or the payload of several small writes.
-const INPUT_BYTES: usize = 32 << 10;
+/// One receive takes up to some hundred requests, or the payload of many small writes.
+const INPUT_BYTES: usize = 128 << 10;
 const RECEIVES_PER_TURN: usize = 8;
 const BYTES_PER_TURN: usize = 256 << 10;
 /// Two parts each; the kernel takes up to 1024 parts.

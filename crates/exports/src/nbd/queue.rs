@@ -318,6 +318,7 @@ impl QueueHandler for Queue {
     fn turn(&mut self) -> Turn {
         self.take_messages();
         self.take_events();
+        let found = !self.active.is_empty();
         self.receive();
         // Devices that complete at once have answered by now: their replies go out in this turn.
         self.take_messages();
@@ -328,7 +329,7 @@ impl QueueHandler for Queue {
         if self.stopping && self.connections.iter().all(Option::is_none) {
             return Turn::Stop;
         }
-        Turn::Idle
+        Turn::Watch { found }
     }
 
     fn poll(&self, out: &mut Vec<(RawFd, i16)>) {
