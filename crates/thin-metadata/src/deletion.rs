@@ -123,6 +123,15 @@ impl PoolMetadata {
         })
     }
 
+    /// Reads what the next step of as many leaves will need, as far as it is known where that is.
+    /// Damage and failures are left for the step to find.
+    pub fn read_for_deletion(&self, nodes_max: u64) {
+        let id = self.condemned.as_ref().and_then(|ids| ids.last());
+        if let Some(volume) = id.and_then(|id| self.any_volume(*id, MayRead::Yes).ok()) {
+            let _ = btree::read_front(self.tm.reader(), volume.root, nodes_max);
+        }
+    }
+
     /// How many deletions are not done.
     pub fn deletions(&mut self) -> Result<usize> {
         Ok(self.condemned_ids()?.len())

@@ -32,7 +32,7 @@ impl PoolMetadata {
     }
 
     /// Volume `id`, condemned or not.
-    fn any_volume(&self, id: ThinId, may_read: MayRead) -> Result<Volume> {
+    pub(crate) fn any_volume(&self, id: ThinId, may_read: MayRead) -> Result<Volume> {
         if let Some(volume) = self.volumes.get(&id) {
             return Ok(*volume);
         }

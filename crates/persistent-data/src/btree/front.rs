@@ -128,6 +128,34 @@ fn uneven(block: u64) -> MetadataError {
     MetadataError::corrupt(block, "btree leaves are not all at one depth")
 }
 
+/// Brings the first `leaves` leaves and the nodes above them into memory.
+///
+/// # Errors
+/// `Io`, `Corrupt`.
+pub fn read_front(reader: &Reader, root: u64, leaves: u64) -> Result<()> {
+    let mut left = leaves;
+    read_front_at(reader, root, &mut left, 0)
+}
+
+fn read_front_at(reader: &Reader, block: u64, left: &mut u64, depth: usize) -> Result<()> {
+    if depth == DEPTH_MAX {
+        return Err(too_deep(block));
+    }
+    let bytes = reader.read(block, BlockKind::Node, MayRead::Yes)?;
+    let node = Node(&bytes);
+    if node.is_leaf() {
+        *left = left.saturating_sub(1);
+        return Ok(());
+    }
+    for at in 0..node.len() {
+        if *left == 0 {
+            break;
+        }
+        read_front_at(reader, node.child(at), left, depth + 1)?;
+    }
+    Ok(())
+}
+
 /// How many nodes only this tree refers to, counted up to one more than `max`.
 ///
 /// Reads no leaves, and no more than `max` nodes above them.

@@ -15,7 +15,7 @@ mod lookup;
 pub(crate) mod node;
 mod remove;
 
-pub use front::{Dropped, drop_front, exclusive_nodes, visit_exclusive};
+pub use front::{Dropped, drop_front, exclusive_nodes, read_front, visit_exclusive};
 pub use insert::{insert, replace};
 pub(crate) use lookup::find_any_ge;
 pub use lookup::{
