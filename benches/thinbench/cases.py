@@ -87,8 +87,8 @@ def snap_create(world, side):
 
 
 @contextlib.contextmanager
-def volume_delete(world, side):
-    """Each time on metadata as thin_restore made it."""
+def _deleting(world, side, what):
+    """Measures `what` does with a pool whose volume 1 is there to be deleted; each time on metadata as thin_restore made it."""
     with _restored(world, side) as (run, data, size):
         pristine = data / "pristine"
         (data / "metadata").rename(pristine)
@@ -98,9 +98,56 @@ def volume_delete(world, side):
             with contextlib.ExitStack() as stack:
                 daemon = Daemon(stack, run, data, size, nbd_only=True)
                 daemon.open_pool()
-                return _timed(lambda: daemon.pool("delete 1"))
+                return what(daemon)
 
         yield measure
+
+
+def volume_delete(world, side):
+    """Until the message is answered."""
+    return _deleting(world, side, lambda daemon: _timed(lambda: daemon.pool("delete 1")))
+
+
+def _used_blocks(daemon):
+    return int(daemon.control.status("pool")[2].split("/")[0])
+
+
+def volume_delete_space(world, side):
+    """Until no data block is in use."""
+
+    def what(daemon):
+        def until_free():
+            daemon.pool("delete 1")
+            # Each status is a commit; often enough for this, too seldom to be what is measured.
+            while _used_blocks(daemon):
+                time.sleep(0.01)
+
+        return _timed(until_free)
+
+    return _deleting(world, side, what)
+
+
+def volume_delete_beside(world, side):
+    """The longest of the first writes, a flush behind each, that another volume gets while the space returns."""
+
+    def what(daemon):
+        daemon.pool("create_thin 2")
+        daemon.volume("volume", 2, 1 << 40)
+        handle = base.connect(daemon.uri("volume"))
+        daemon.pool("delete 1")
+        spent, offset = [], 0
+
+        def first_write():
+            handle.pwrite(b"x" * 4096, offset)
+            handle.flush()
+
+        while not spent or _used_blocks(daemon) > len(spent):
+            spent.append(_timed(first_write))
+            offset += BLOCK
+        handle.shutdown()
+        return max(spent)
+
+    return _deleting(world, side, what)
 
 
 @contextlib.contextmanager
@@ -250,5 +297,15 @@ def clone_delete(world, side):
 
 CASES = {
     case.__name__: case
-    for case in (snap_create, volume_delete, activate_volume, activate_pool, forks, clone_create, clone_delete)
+    for case in (
+        snap_create,
+        volume_delete,
+        volume_delete_space,
+        volume_delete_beside,
+        activate_volume,
+        activate_pool,
+        forks,
+        clone_create,
+        clone_delete,
+    )
 }

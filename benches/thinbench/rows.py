@@ -141,7 +141,9 @@ MANY, FEW = "16 million mapped", "16 mapped"
 REFLINKS = ("thinmap", "xfs reflink", "btrfs reflink")
 CASES = [
     CaseRow("snap-create", "create_snap", "snap_create", (MANY, FEW), (Must(FEW, 1 / 1.5),), under_ms=2),
-    CaseRow("snap-delete", "delete of a volume that shares nothing: until the message is answered", "volume_delete", (MANY, FEW)),
+    CaseRow("snap-delete", "delete of a volume that shares nothing, until it is answered", "volume_delete", (MANY, FEW), under_ms=5),
+    CaseRow("snap-delete-space", "the same: until all of its space is back", "volume_delete_space", (MANY, FEW)),
+    CaseRow("snap-delete-beside", "the same: the longest flushed first write of another volume meanwhile", "volume_delete_beside", (MANY,)),
     CaseRow("activate-volume", "create and activate a volume", "activate_volume", (MANY, FEW)),
     CaseRow("activate-pool", "create and activate the pool", "activate_pool", (MANY, FEW)),
     CaseRow("forks-1000", "1,000 forks of one volume, created and activated for NBD, in all", "forks", ("thinmap",), under_ms=1000),

@@ -39,6 +39,91 @@ fn exchange_kernel_with_itself() {
     exchange("exchange_kernel_with_itself", kernel, kernel);
 }
 
+/// A volume that thinmap has begun to delete is one like any other for the kernel, which changes the pool, and for thinmap
+/// afterwards one that it goes on deleting; the kernel can also delete it itself.
+#[test]
+fn exchange_a_deletion_that_is_not_done() {
+    let test = "exchange_a_deletion_that_is_not_done";
+    let root = rustix::process::geteuid().is_root();
+    if let Some(reason) = Uml::missing().or_else(|| (!root).then(|| "needs root".to_owned())) {
+        println!("SKIP {test}: {reason}");
+        return;
+    }
+    let images = tempfile::Builder::new()
+        .prefix("thinmap-exchange.")
+        .tempdir()
+        .expect("directory");
+    let images = images.path();
+    restore_large(images);
+    let begun = step(thinmap, images, "begun", "begin_deletion; close_images");
+    check_metadata(images, "with a deletion begun");
+    assert!(dump(images).contains("dev_id=\"16777215\""), "{begun}");
+    let used = |output: &str| {
+        let line = output.lines().rev().find(|l| l.contains(" thin-pool "));
+        let word = line.and_then(|line| line.split(' ').nth(6)).unwrap_or("?");
+        word.to_owned()
+    };
+    let before = used(&begun);
+    assert_ne!(before, format!("{LARGE}/{LARGE_DATA}"));
+    for keep in ["use_condemned", "delete_condemned"] {
+        let copy = tempfile::Builder::new()
+            .prefix("thinmap-exchange.")
+            .tempdir()
+            .expect("directory");
+        let copied = Command::new("cp")
+            .args(["--sparse=always", "-r"])
+            .arg(images.join("."))
+            .arg(copy.path())
+            .status();
+        assert!(copied.expect("cp").success());
+        let copy = copy.path();
+        let words = format!("large_pool; status_lines; {keep}; close_images");
+        let kernel = step(kernel, copy, keep, &words);
+        assert!(!kernel.contains("= "), "{kernel}");
+        assert!(kernel.contains(&format!(" {before} ")), "{kernel}");
+        check_metadata(copy, "after the kernel");
+        let ended = step(thinmap, copy, "ended", "end_deletion; close_images");
+        assert!(!ended.contains("= "), "{ended}");
+        // The kernel has given volume 2 a block.
+        assert_eq!(used(&ended), format!("1/{LARGE_DATA}"), "{ended}");
+        check_metadata(copy, "at the end");
+        let dump = dump(copy);
+        let volumes = dump.lines().filter(|l| l.contains("<device ")).count();
+        assert_eq!(volumes, 1, "{dump}");
+    }
+}
+
+/// Mapped blocks of a volume that is too large to be deleted at once, and blocks of the data device.
+const LARGE: u64 = 70_000;
+const LARGE_DATA: u64 = LARGE + 100;
+
+fn restore_large(images: &Path) {
+    let xml = format!(
+        r#"<superblock uuid="" time="0" transaction="0" data_block_size="128" nr_data_blocks="{LARGE_DATA}">
+  <device dev_id="1" mapped_blocks="{LARGE}" transaction="0" creation_time="0" snap_time="0">
+    <range_mapping origin_begin="0" data_begin="0" length="{LARGE}" time="0"/>
+  </device>
+</superblock>
+"#
+    );
+    let file = |name: &str, bytes: u64| {
+        let file = fs::File::create(images.join(name)).expect(name);
+        file.set_len(bytes).expect(name);
+    };
+    file("meta.img", 16 << 20);
+    file("data.img", LARGE_DATA * 65_536);
+    fs::write(images.join("pool.xml"), xml).expect("pool.xml");
+    fs::write(images.join("manifest"), "").expect("manifest");
+    let restored = Command::new("thin_restore")
+        .arg("-i")
+        .arg(images.join("pool.xml"))
+        .arg("-o")
+        .arg(images.join("meta.img"))
+        .output()
+        .expect("thin_restore");
+    assert!(restored.status.success(), "{restored:?}");
+}
+
 /// `first` makes a pool, `second` reads and changes it, `first` reads it again.
 fn exchange(test: &str, first: Arm, second: Arm) {
     let root = rustix::process::geteuid().is_root();

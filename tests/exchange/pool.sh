@@ -141,3 +141,49 @@ close_images() {
     tidy_up
     sync
 }
+
+# large_pool: meta.img and data.img alone, as a pool of the data image's size.
+large_pool() {
+    for image in meta data; do
+        loop=$(losetup -f --show "$IMAGES/$image.img") || echo "= no loop device"
+        LOOPS="$loop $LOOPS"
+        eval "$image=$loop"
+    done
+    sectors=$(($(stat -c %s "$IMAGES/data.img") / 512))
+    quiet dmsetup create pool --table "0 $sectors thin-pool $meta $data 128 0"
+}
+
+# begin_deletion: volume 1 is condemned; while the pool is suspended nothing more is done.
+begin_deletion() {
+    large_pool
+    quiet dmsetup suspend pool
+    quiet dmsetup message pool 0 "delete 1"
+    status_lines
+    quiet dmsetup remove pool
+}
+
+# use_condemned: the volume under the highest id is one like any other.
+use_condemned() {
+    volume 16777215 8192
+    quiet dd if="$DEVDIR/v16777215" of=/dev/null bs=1M count=1
+    quiet dmsetup remove v16777215
+    new 2 8192
+    fill "$DEVDIR/v2" 0 8 two
+}
+
+# delete_condemned: and can be deleted as any other.
+delete_condemned() {
+    quiet dmsetup message pool 0 "delete 16777215"
+    new 2 8192
+    fill "$DEVDIR/v2" 0 8 two
+}
+
+# end_deletion: thinmap goes on by itself, until volume 2's one block is all there is.
+end_deletion() {
+    large_pool
+    for _ in $(seq 600); do
+        case $(dmsetup status pool) in *" 1/"*) break ;; esac
+        sleep 0.1
+    done
+    status_lines
+}

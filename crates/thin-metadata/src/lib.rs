@@ -6,11 +6,12 @@
 //!
 //! What is where: `superblock` the root of everything; `device_details` what is known of each
 //! volume; `mapping` the two-level tree from (volume, block) to data block; `pool_metadata` opening
-//! and facts; `transaction` changes, commit, abort; `metadata_snap` the held root; [`check`] an
-//! offline check of the whole image.
+//! and facts; `deletion` large volumes taken down in steps; `transaction` changes, commit, abort;
+//! `metadata_snap` the held root; [`check`] an offline check of the whole image.
 #![forbid(unsafe_code)]
 
 mod check;
+mod deletion;
 mod device_details;
 mod mapping;
 mod metadata_snap;
@@ -20,6 +21,7 @@ mod transaction;
 mod volumes;
 
 pub use check::{Finding, check};
+pub use deletion::{Deletion, DeletionStep};
 pub use device_details::DeviceDetails;
 pub use mapping::{Lookup, Run};
 pub use pool_metadata::{OpenOptions, PoolMetadata};

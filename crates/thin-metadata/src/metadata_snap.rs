@@ -4,6 +4,7 @@
 use thinmap_persistent_data::btree::{self, Plain};
 use thinmap_persistent_data::{BlockKind, ErrorKind, MayRead, MetadataError, Result, SpaceMapRoot};
 
+use crate::deletion::Deletion;
 use crate::device_details::DeviceDetails;
 use crate::mapping::SubtreeOps;
 use crate::pool_metadata::PoolMetadata;
@@ -46,11 +47,21 @@ impl PoolMetadata {
         })
     }
 
-    /// Gives up the metadata snapshot. Its space comes back with the caller's next commit.
+    /// Gives up the metadata snapshot. Its space comes back with the caller's next commit. Takes
+    /// time with the blocks that it alone maps.
     ///
     /// # Errors
     /// `Inval`: there is none.
     pub fn release_metadata_snap(&mut self) -> Result<()> {
+        self.begin_release(u64::MAX).map(|_| ())
+    }
+
+    /// Gives up the metadata snapshot. Trees of volumes deleted meanwhile that have more than
+    /// `nodes_max` nodes go on being deleted like those of volumes.
+    ///
+    /// # Errors
+    /// `Inval`: there is none.
+    pub fn begin_release(&mut self, nodes_max: u64) -> Result<Deletion> {
         self.change(|pool| {
             let block = pool.superblock.held_root;
             if block == 0 {
@@ -63,13 +74,18 @@ impl PoolMetadata {
             let bytes = pool.tm.reader().read(block, kind, MayRead::Yes)?;
             let (mapping_root, details_root) = roots(&bytes);
             drop(bytes);
+            let roots = (mapping_root, details_root);
+            let outcome = match nodes_max {
+                u64::MAX => Deletion::Done,
+                nodes_max => pool.adopt_from_held(roots, nodes_max)?,
+            };
             let data_sm = &mut pool.data_sm;
             btree::delete_tree(&mut pool.tm, &mut SubtreeOps { data_sm }, mapping_root)?;
             let details = &mut Plain::<{ DeviceDetails::SIZE }>;
             btree::delete_tree(&mut pool.tm, details, details_root)?;
             pool.tm.dec(block)?;
             pool.superblock.held_root = 0;
-            Ok(())
+            Ok(outcome)
         })
     }
 }

@@ -11,6 +11,7 @@ use thinmap_persistent_data::{
 };
 use thinmap_units::{DataBlock, MetaBlock, Sector, ThinId};
 
+use crate::deletion::is_condemned;
 use crate::device_details::DeviceDetails;
 use crate::mapping::SubtreeOps;
 use crate::superblock::Superblock;
@@ -53,6 +54,8 @@ pub struct PoolMetadata {
     pub(crate) snap_taken: bool,
     /// Volumes that were changed since the metadata was opened.
     pub(crate) volumes: HashMap<ThinId, Volume>,
+    /// Volumes whose deletion goes on; `None` until somebody looks.
+    pub(crate) condemned: Option<Vec<ThinId>>,
     pub(crate) health: Health,
 }
 
@@ -103,6 +106,7 @@ impl PoolMetadata {
             superblock_changed: false,
             snap_taken: false,
             volumes: HashMap::new(),
+            condemned: None,
             health: Health::default(),
         })
     }
@@ -128,6 +132,7 @@ impl PoolMetadata {
             superblock_changed: true,
             snap_taken: false,
             volumes: HashMap::new(),
+            condemned: None,
             health: Health::default(),
         };
         pool.commit()?;
@@ -207,17 +212,21 @@ impl PoolMetadata {
         (self.cache.len(), self.tm.reader().dirty_blocks())
     }
 
-    /// The ids of all volumes, ascending.
+    /// The ids of all volumes, ascending; without those that are being deleted.
     pub fn device_ids(&self) -> Result<Vec<ThinId>> {
         let mut ids = Vec::new();
-        let mut visit = |key, _: &[u8]| {
+        let mut visit = |key, value: &[u8]| {
             let id = ThinId::new(key).ok_or_else(|| {
                 MetadataError::new(
                     ErrorKind::Corrupt,
                     format!("a device has id {key}, which needs more than 24 bits"),
                 )
             })?;
-            ids.push(id);
+            let mut bytes = [0; DeviceDetails::SIZE];
+            bytes.copy_from_slice(value);
+            if !is_condemned(id, &DeviceDetails::unpack(&bytes)) {
+                ids.push(id);
+            }
             Ok(ControlFlow::Continue(()))
         };
         btree::visit_entries(

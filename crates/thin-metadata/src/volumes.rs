@@ -4,6 +4,7 @@ use thinmap_persistent_data::btree::{self, Plain};
 use thinmap_persistent_data::{ErrorKind, MayRead, MetadataError, Result};
 use thinmap_units::ThinId;
 
+use crate::deletion::is_condemned;
 use crate::device_details::DeviceDetails;
 use crate::mapping::{MappingOps, SubtreeOps, TIME_MAX};
 use crate::pool_metadata::PoolMetadata;
@@ -20,7 +21,18 @@ pub(crate) struct Volume {
 
 impl PoolMetadata {
     /// Volume `id`; allocates nothing.
+    ///
+    /// A condemned volume is none that anybody can use.
     pub(crate) fn volume(&self, id: ThinId, may_read: MayRead) -> Result<Volume> {
+        let volume = self.any_volume(id, may_read)?;
+        if is_condemned(id, &volume.details) {
+            return Err(no_volume());
+        }
+        Ok(volume)
+    }
+
+    /// Volume `id`, condemned or not.
+    pub(crate) fn any_volume(&self, id: ThinId, may_read: MayRead) -> Result<Volume> {
         if let Some(volume) = self.volumes.get(&id) {
             return Ok(*volume);
         }
@@ -29,10 +41,7 @@ impl PoolMetadata {
         let details =
             btree::lookup::<{ DeviceDetails::SIZE }>(reader, details_root, key, may_read)?;
         let Some(details) = details else {
-            return Err(MetadataError::new(
-                ErrorKind::NotFound,
-                "there is no volume with that id",
-            ));
+            return Err(no_volume());
         };
         let mapping_root = self.superblock.data_mapping_root;
         let root = btree::lookup_u64(reader, mapping_root, key, may_read)?.ok_or_else(|| {
@@ -48,10 +57,10 @@ impl PoolMetadata {
         })
     }
 
-    /// Volume `id`, kept in memory from here on.
+    /// Volume `id`, condemned or not, kept in memory from here on.
     pub(crate) fn volume_mut(&mut self, id: ThinId) -> Result<&mut Volume> {
         if !self.volumes.contains_key(&id) {
-            let volume = self.volume(id, MayRead::Yes)?;
+            let volume = self.any_volume(id, MayRead::Yes)?;
             self.volumes.insert(id, volume);
         }
         match self.volumes.get_mut(&id) {
@@ -89,6 +98,7 @@ impl PoolMetadata {
     pub fn create_thin(&mut self, id: ThinId) -> Result<()> {
         self.change(|pool| {
             pool.check_unused(id)?;
+            pool.make_way(id)?;
             let root = btree::empty::<MappingOps<'_>>(&mut pool.tm)?;
             let details = DeviceDetails {
                 mapped_blocks: 0,
@@ -112,13 +122,14 @@ impl PoolMetadata {
     pub fn create_snap(&mut self, new: ThinId, origin: ThinId) -> Result<()> {
         self.change(|pool| {
             pool.check_unused(new)?;
-            let volume = *pool.volume_mut(origin)?;
+            let volume = pool.volume(origin, MayRead::Yes)?;
             if pool.superblock.time >= TIME_MAX {
                 return Err(MetadataError::new(
                     ErrorKind::Inval,
                     "the pool has taken as many snapshots as its format can count",
                 ));
             }
+            pool.make_way(new)?;
             // The path to the origin's root becomes this transaction's own first, so that a
             // reference that a metadata snapshot has to it is counted.
             pool.own_top_path(origin, volume.root)?;
@@ -138,22 +149,15 @@ impl PoolMetadata {
         })
     }
 
-    /// Deletes volume `id`. Takes time with the blocks that it alone maps.
+    /// Deletes volume `id`. Takes time with the blocks that it alone maps; see
+    /// [`begin_deletion`](Self::begin_deletion) for large ones.
     ///
     /// # Errors
     /// `NotFound`: no such volume.
     pub fn delete_thin(&mut self, id: ThinId) -> Result<()> {
         self.change(|pool| {
             pool.volume(id, MayRead::Yes)?;
-            let (key, tm) = (u64::from(id.raw()), &mut pool.tm);
-            let sb = &mut pool.superblock;
-            let details = &mut Plain::<{ DeviceDetails::SIZE }>;
-            (sb.device_details_root, _) = btree::remove(tm, details, sb.device_details_root, key)?;
-            let data_sm = &mut pool.data_sm;
-            let subtrees = &mut SubtreeOps { data_sm };
-            (sb.data_mapping_root, _) = btree::remove(tm, subtrees, sb.data_mapping_root, key)?;
-            pool.volumes.remove(&id);
-            Ok(())
+            pool.remove_volume(id)
         })
     }
 
@@ -167,7 +171,12 @@ impl PoolMetadata {
         }
     }
 
-    fn add_volume(&mut self, id: ThinId, root: u64, details: DeviceDetails) -> Result<()> {
+    pub(crate) fn add_volume(
+        &mut self,
+        id: ThinId,
+        root: u64,
+        details: DeviceDetails,
+    ) -> Result<()> {
         self.put_on_top(id, root)?;
         self.write_details(id, &details)?;
         let volume = Volume {
@@ -210,7 +219,7 @@ impl PoolMetadata {
     }
 
     /// Makes the way to volume `id`'s root this transaction's own; `root` is what it holds.
-    fn own_top_path(&mut self, id: ThinId, root: u64) -> Result<()> {
+    pub(crate) fn own_top_path(&mut self, id: ThinId, root: u64) -> Result<()> {
         let (key, value) = (u64::from(id.raw()), root.to_le_bytes());
         let data_sm = &mut self.data_sm;
         let ops = &mut SubtreeOps { data_sm };
@@ -248,4 +257,8 @@ impl PoolMetadata {
         volume.root = root;
         self.own_top_path(id, root)
     }
+}
+
+fn no_volume() -> MetadataError {
+    MetadataError::new(ErrorKind::NotFound, "there is no volume with that id")
 }

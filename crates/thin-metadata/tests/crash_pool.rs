@@ -12,7 +12,7 @@ use rand::{Rng, SeedableRng};
 use scripts::{SCRIPTS, Step};
 use support::*;
 use thinmap_sim::Loss;
-use thinmap_thin_metadata::{ErrorKind, PoolMetadata, Result, Space, check};
+use thinmap_thin_metadata::{DeletionStep, ErrorKind, PoolMetadata, Result, Space, check};
 use thinmap_units::{DataBlock, VirtBlock};
 
 /// Blocks of the metadata device.
@@ -28,7 +28,7 @@ fn random_step(seed: u64) -> Box<AnyStep<'static>> {
             let (a, b) = (id(rng.random_range(0..6)), id(rng.random_range(0..6)));
             let begin = rng.random_range(0..3000);
             let len = rng.random_range(1..500);
-            let done = match rng.random_range(0..9) {
+            let done = match rng.random_range(0..11) {
                 0 => pool.create_thin(a),
                 1 => pool.create_snap(a, b),
                 2 => pool.delete_thin(a),
@@ -37,6 +37,8 @@ fn random_step(seed: u64) -> Box<AnyStep<'static>> {
                     .map(|_| ()),
                 4 => pool.release_metadata_snap(),
                 5 => pool.resize_data(pool.data_blocks() + DataBlock(3000)),
+                6 => pool.begin_deletion(a, 0).map(|_| ()),
+                7 => pool.continue_deletion(1).map(|_| ()),
                 _ if pool.device_exists(a)? => (begin..begin + len).try_for_each(|v| {
                     let data = pool.alloc_data_block()?;
                     pool.insert(a, VirtBlock(v), data)
@@ -94,11 +96,18 @@ fn cut_everywhere(name: &str, steps: &[Box<AnyStep<'_>>]) {
                 findings.is_empty(),
                 "{name} cut {cut} {loss:?}: {findings:?}"
             );
-            let state = state_of(&reopen(&crashed));
+            let mut pool = reopen(&crashed);
+            let state = state_of(&pool);
             let before = state == states[last];
             let after = states.get(last + 1) == Some(&state);
             assert!(before || after, "{name} cut {cut} {loss:?}: neither state");
             found_after += usize::from(after && !before);
+            // What was being deleted is deleted to its end.
+            while pool.continue_deletion(3).unwrap() == DeletionStep::More {}
+            pool.commit().unwrap();
+            let findings = check(crashed).unwrap();
+            assert!(findings.is_empty(), "{name} cut {cut}: {findings:?}");
+            assert_eq!(state_of(&pool).volumes, state.volumes, "{name} cut {cut}");
         }
     }
     // The canary: some cuts must have been late enough to find the newer state.

@@ -12,7 +12,7 @@ use rand::{Rng, SeedableRng};
 use support::*;
 use thinmap_persistent_data::{BlockKind, seal};
 use thinmap_sim::SimMetadataDisk;
-use thinmap_thin_metadata::{MayRead, PoolMetadata, Result, check};
+use thinmap_thin_metadata::{Deletion, MayRead, PoolMetadata, Result, check};
 use thinmap_units::{DataBlock, VirtBlock};
 
 fn good_image() -> Arc<SimMetadataDisk> {
@@ -29,6 +29,12 @@ fn good_image() -> Arc<SimMetadataDisk> {
         }
     }
     pool.commit().unwrap();
+    pool.create_thin(id(8)).unwrap();
+    for v in 0..3000 {
+        map(&mut pool, 8, v);
+    }
+    assert_eq!(pool.begin_deletion(id(8), 2).unwrap(), Deletion::Begun);
+    pool.continue_deletion(3).unwrap();
     pool.reserve_metadata_snap().unwrap();
     pool.commit().unwrap();
     for v in 0..300 {
@@ -85,7 +91,7 @@ fn use_everything(pool: &mut PoolMetadata, rng: &mut SmallRng) {
     for _ in 0..30 {
         let volume = id(rng.random_range(0..9));
         let v = rng.random_range(0..7000);
-        let done: Result<()> = match rng.random_range(0..8) {
+        let done: Result<()> = match rng.random_range(0..11) {
             0 => pool.create_thin(volume),
             1 => pool.create_snap(id(rng.random_range(0..20)), volume),
             2 => pool.delete_thin(volume),
@@ -95,6 +101,9 @@ fn use_everything(pool: &mut PoolMetadata, rng: &mut SmallRng) {
             4 => pool.release_metadata_snap(),
             5 => pool.resize_data(DataBlock(60_000)),
             6 => pool.commit(),
+            7 => pool.begin_deletion(volume, 1).map(|_| ()),
+            8 => pool.continue_deletion(2).map(|_| ()),
+            9 => pool.begin_release(1).map(|_| ()),
             _ => (0..50).try_for_each(|n| {
                 let data = pool.alloc_data_block()?;
                 pool.insert(volume, VirtBlock(v + n), data)

@@ -9,11 +9,13 @@
 //! full; an internal node's key is not above the first key of its child.
 
 mod balance;
+mod front;
 mod insert;
 mod lookup;
 pub(crate) mod node;
 mod remove;
 
+pub use front::{Dropped, drop_front, exclusive_nodes, read_front, visit_exclusive};
 pub use insert::{insert, replace};
 pub(crate) use lookup::find_any_ge;
 pub use lookup::{

@@ -151,7 +151,11 @@ fn descend<V: ValueOps>(
 }
 
 /// Puts the content of the only child of `parent` into `parent`.
-fn pull_up<V: ValueOps>(tm: &mut TransactionManager, ops: &mut V, parent: u64) -> Result<()> {
+pub(super) fn pull_up<V: ValueOps>(
+    tm: &mut TransactionManager,
+    ops: &mut V,
+    parent: u64,
+) -> Result<()> {
     let child = own_child(tm, ops, parent, 0)?;
     let bytes: BlockBytes = *tm.reader().dirty_block(child)?;
     *tm.write(parent)? = bytes;
@@ -160,7 +164,7 @@ fn pull_up<V: ValueOps>(tm: &mut TransactionManager, ops: &mut V, parent: u64) -
 
 /// Merges children `at` and `at + 1` of `parent` if one node then still has room for removals
 /// below it, or shares their entries evenly.
-fn balance2<V: ValueOps>(
+pub(super) fn balance2<V: ValueOps>(
     tm: &mut TransactionManager,
     ops: &mut V,
     parent: u64,

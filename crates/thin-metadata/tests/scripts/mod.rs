@@ -1,6 +1,6 @@
 //! Short lives of a pool that crash and fault tests cut at every point.
 
-use thinmap_thin_metadata::{PoolMetadata, Result};
+use thinmap_thin_metadata::{Deletion, DeletionStep, PoolMetadata, Result};
 use thinmap_units::{DataBlock, VirtBlock};
 
 use super::support::id;
@@ -8,7 +8,7 @@ use super::support::id;
 /// A step of a script; every step ends with a commit made by the test.
 pub type Step = fn(&mut PoolMetadata) -> Result<()>;
 
-pub const SCRIPTS: [(&str, &[Step]); 3] = [
+pub const SCRIPTS: [(&str, &[Step]); 5] = [
     (
         "snapshots",
         &[
@@ -29,6 +29,36 @@ pub const SCRIPTS: [(&str, &[Step]); 3] = [
         "held",
         &[
             grow, create, fill, hold, overwrite, rename, release, discard,
+        ],
+    ),
+    (
+        "deleted in steps",
+        &[
+            grow,
+            create,
+            fill,
+            snap,
+            overwrite,
+            begin_deletion,
+            go_on,
+            create_again,
+            go_on,
+            finish_deletions,
+        ],
+    ),
+    (
+        "deleted in steps while held",
+        &[
+            grow,
+            create,
+            fill,
+            begin_deletion,
+            go_on,
+            hold,
+            go_on,
+            delete_second,
+            release_in_steps,
+            finish_deletions,
         ],
     ),
 ];
@@ -72,6 +102,37 @@ fn overwrite(pool: &mut PoolMetadata) -> Result<()> {
 fn delete_origin(pool: &mut PoolMetadata) -> Result<()> {
     pool.delete_thin(id(1))?;
     pool.delete_thin(id(3))
+}
+
+/// Of a volume with about a dozen nodes.
+fn begin_deletion(pool: &mut PoolMetadata) -> Result<()> {
+    assert_eq!(pool.begin_deletion(id(1), 2)?, Deletion::Begun);
+    Ok(())
+}
+
+fn go_on(pool: &mut PoolMetadata) -> Result<()> {
+    pool.continue_deletion(1).map(|_| ())
+}
+
+fn create_again(pool: &mut PoolMetadata) -> Result<()> {
+    pool.create_thin(id(1))?;
+    write(pool, 1, 0..20)
+}
+
+/// The metadata snapshot keeps its tree.
+fn delete_second(pool: &mut PoolMetadata) -> Result<()> {
+    assert_eq!(pool.begin_deletion(id(2), 0)?, Deletion::Done);
+    Ok(())
+}
+
+fn release_in_steps(pool: &mut PoolMetadata) -> Result<()> {
+    assert_eq!(pool.begin_release(1)?, Deletion::Begun);
+    Ok(())
+}
+
+fn finish_deletions(pool: &mut PoolMetadata) -> Result<()> {
+    while pool.continue_deletion(1)? == DeletionStep::More {}
+    Ok(())
 }
 
 fn discard(pool: &mut PoolMetadata) -> Result<()> {

@@ -55,7 +55,7 @@ const INSERTION_BLOCKS: u64 = 12;
 ///
 /// COMPAT: the kernel's reserve of a tenth is too small for the work of one insertion on devices below 480 KiB; ours is
 /// never less than that work.
-fn metadata_room(metadata: &thinmap_thin_metadata::PoolMetadata) -> u64 {
+pub(super) fn metadata_room(metadata: &thinmap_thin_metadata::PoolMetadata) -> u64 {
     let more = INSERTION_BLOCKS.saturating_sub(metadata.metadata_reserve().raw());
     metadata.free_metadata_blocks().raw().saturating_sub(more)
 }
@@ -136,7 +136,10 @@ impl Worker<'_> {
             (metadata.free_data_blocks(), metadata_room(&metadata))
         };
         self.check_metadata_low_water(metadata_free);
-        if metadata_free == 0 && self.pool.mode().may_change_metadata() {
+        if metadata_free == 0
+            && self.pool.mode().may_change_metadata()
+            && !self.find_metadata_space()
+        {
             tracing::error!(pool = %self.pool.dev_no, "thin: no free metadata blocks");
             self.set_mode(Mode::OutOfMetadataSpace);
         }
@@ -175,8 +178,7 @@ impl Worker<'_> {
         let free = self.pool.metadata.read().free_data_blocks().raw();
         self.check_data_low_water(free);
         // Blocks freed in this transaction come back with a commit.
-        if free == 0 && (!self.commit() || self.pool.metadata.read().free_data_blocks().raw() == 0)
-        {
+        if free == 0 && !self.find_data_space() {
             if self.pool.mode() == Mode::Write {
                 self.set_mode(Mode::OutOfDataSpace);
                 return Err(NoBlock::NoSpace);

@@ -80,14 +80,16 @@ impl Worker<'_> {
     }
 
     fn change_metadata(&mut self, message: Message) -> Result<()> {
-        let mut metadata = self.pool.metadata.write();
+        let pool = self.pool;
         match message {
-            Message::CreateThin(id) => metadata.create_thin(id),
-            Message::CreateSnap { new, origin } => metadata.create_snap(new, origin),
-            Message::Delete(id) => metadata.delete_thin(id),
-            Message::SetTransactionId { old, new } => metadata.set_transaction_id(old, new),
-            Message::ReserveMetadataSnap => metadata.reserve_metadata_snap(),
-            Message::ReleaseMetadataSnap => metadata.release_metadata_snap(),
+            Message::CreateThin(id) => pool.metadata.write().create_thin(id),
+            Message::CreateSnap { new, origin } => pool.metadata.write().create_snap(new, origin),
+            Message::Delete(id) => self.delete_volume(id),
+            Message::SetTransactionId { old, new } => {
+                pool.metadata.write().set_transaction_id(old, new)
+            }
+            Message::ReserveMetadataSnap => pool.metadata.write().reserve_metadata_snap(),
+            Message::ReleaseMetadataSnap => self.release_held_root(),
         }
     }
 
@@ -197,6 +199,7 @@ impl Worker<'_> {
             self.take_in(work);
         }
         self.retry_all();
+        self.look_for_deletions();
     }
 
     /// The pool device is suspended: answers when nothing is on its way to the data device and all is committed.

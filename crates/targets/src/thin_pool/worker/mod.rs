@@ -7,6 +7,7 @@
 
 mod commit;
 mod control;
+mod deletion;
 mod new_mapping;
 mod ranges;
 mod requests;
@@ -109,6 +110,10 @@ pub struct WorkerState {
     metadata_low_triggered: bool,
     metadata_low_water: u64,
     reflink: bool,
+    /// Deleted volumes may still hold space.
+    deleting: bool,
+    /// Steps of deletions are being taken for want of metadata blocks.
+    finding_metadata: bool,
     stop: bool,
 }
 
@@ -163,6 +168,8 @@ impl WorkerState {
             metadata_low_triggered: false,
             metadata_low_water,
             reflink: true,
+            deleting: false,
+            finding_metadata: false,
             stop: false,
         }
     }
@@ -220,6 +227,7 @@ impl Worker<'_> {
         self.check_draining();
         self.process_some();
         self.commit_if_due();
+        self.delete_some();
         self.check_no_space_timeout();
         if self.state.stop && self.is_idle() {
             self.pool.die();
@@ -251,7 +259,7 @@ impl Worker<'_> {
 
     fn next_turn(&self) -> NextTurn {
         let state = &*self.state;
-        if !state.todo.is_empty() {
+        if !state.todo.is_empty() || self.deletion_goes_on() {
             return NextTurn::At(state.now);
         }
         let mut next = None;

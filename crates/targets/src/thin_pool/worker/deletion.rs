@@ -1,0 +1,153 @@
+//! Deletions that go on in the background: when a step is taken, and who may wait for one.
+//!
+//! What a step is, and why a commit may come between any two: `docs/internals/background-deletion.md`.
+
+use std::sync::atomic::Ordering::SeqCst;
+
+use thinmap_thin_metadata::{Deletion, DeletionStep, Result};
+use thinmap_units::ThinId;
+
+use super::Worker;
+use super::commit::metadata_room;
+use crate::thin_pool::mode::Mode;
+
+/// Volumes with no more metadata blocks of their own than this (1 MiB) are deleted in the message.
+const AT_ONCE_NODES: u64 = 256;
+/// Leaves dropped in one step: some 4,000 mappings, well under a millisecond when they are in memory.
+const STEP_NODES: u64 = 16;
+/// Steps that one allocation or commit may wait for at a time...
+const STEPS_WAITED_FOR: u32 = 32;
+/// ... with a commit after so many.
+const STEPS_A_COMMIT: u32 = 8;
+
+impl Worker<'_> {
+    /// `delete <id>`; for a large volume its first step only.
+    pub(super) fn delete_volume(&mut self, id: ThinId) -> Result<()> {
+        let mut metadata = self.pool.metadata.write();
+        if metadata.begin_deletion(id, AT_ONCE_NODES)? == Deletion::Begun {
+            // Gives back more metadata than moving the volume took.
+            metadata.continue_deletion(STEP_NODES)?;
+            drop(metadata);
+            self.state.deleting = true;
+            tracing::info!(pool = %self.pool.dev_no, thin = %id, "thin: the volume is deleted; its space returns in the background");
+        }
+        Ok(())
+    }
+
+    /// `release_metadata_snap`; what only it held of large volumes goes in the background.
+    pub(super) fn release_held_root(&mut self) -> Result<()> {
+        let outcome = self.pool.metadata.write().begin_release(AT_ONCE_NODES)?;
+        if outcome == Deletion::Begun {
+            self.state.deleting = true;
+            tracing::info!(pool = %self.pool.dev_no, "thin: the metadata snapshot held deleted volumes; their space returns in the background");
+        }
+        Ok(())
+    }
+
+    /// The pool may change its metadata (again): deletions that an earlier life has left go on.
+    pub(super) fn look_for_deletions(&mut self) {
+        if !self.pool.mode().may_change_metadata() {
+            return;
+        }
+        let found = self.pool.metadata.write().deletions();
+        match found {
+            Ok(0) => {}
+            Ok(volumes) => {
+                self.state.deleting = true;
+                tracing::info!(pool = %self.pool.dev_no, volumes, "thin: going on with the deletion of volumes in the background");
+            }
+            // Not worth the pool: a step would tell the same of damage that matters.
+            Err(error) => {
+                tracing::error!(pool = %self.pool.dev_no, %error, "thin: cannot look for deletions that are not done");
+            }
+        }
+    }
+
+    /// Whether there is something to delete and it may be.
+    pub(super) fn deletion_goes_on(&self) -> bool {
+        self.state.deleting
+            && !self.state.stop
+            && !self.pool.suspended.load(SeqCst)
+            && self.pool.mode().may_change_metadata()
+    }
+
+    /// A turn's share of what is being deleted.
+    pub(super) fn delete_some(&mut self) {
+        if !self.deletion_goes_on() {
+            return;
+        }
+        self.deletion_step();
+        // Somebody waits for space, or the commit itself will need what the step has freed.
+        let short = self.pool.mode() == Mode::OutOfDataSpace
+            || metadata_room(&self.pool.metadata.read()) == 0;
+        if short {
+            self.commit();
+        }
+    }
+
+    fn deletion_step(&mut self) {
+        // What must be read is read while look-ups go on.
+        self.pool.metadata.read().read_for_deletion(STEP_NODES);
+        let step = {
+            let mut metadata = self.pool.metadata.write();
+            metadata.continue_deletion(STEP_NODES)
+        };
+        match step {
+            Ok(DeletionStep::More) => self.mark_dirty(),
+            Ok(DeletionStep::Last) => {
+                self.mark_dirty();
+                self.state.deleting = false;
+                tracing::info!(pool = %self.pool.dev_no, "thin: the space of all deleted volumes has returned");
+            }
+            Ok(DeletionStep::Nothing) => self.state.deleting = false,
+            Err(error) => self.metadata_failed("free the space of a deleted volume", &error),
+        }
+    }
+
+    /// No data block is free: commits, and takes steps of deletions if that gives none. Whether one is free now.
+    pub(super) fn find_data_space(&mut self) -> bool {
+        // A write that would fail waits for as long as the deletion takes; one that is put off, only a little.
+        let mut steps = match self.pool.features().error_if_no_space {
+            true => u32::MAX,
+            false => STEPS_WAITED_FOR,
+        };
+        loop {
+            if !self.commit() {
+                return false;
+            }
+            if self.pool.metadata.read().free_data_blocks().raw() > 0 {
+                return true;
+            }
+            if steps == 0 || !self.deletion_goes_on() {
+                return false;
+            }
+            steps -= self.take_steps(steps);
+        }
+    }
+
+    /// A commit has left nothing but the metadata reserve: whether deletions give room again.
+    pub(super) fn find_metadata_space(&mut self) -> bool {
+        // The commits made here come by again: the one that asked first decides.
+        if self.state.finding_metadata {
+            return true;
+        }
+        self.state.finding_metadata = true;
+        let mut room = false;
+        while !room && self.deletion_goes_on() {
+            self.take_steps(STEPS_A_COMMIT);
+            room = self.commit() && metadata_room(&self.pool.metadata.read()) > 0;
+        }
+        self.state.finding_metadata = false;
+        room
+    }
+
+    /// Up to a commit's worth of steps; gives how many.
+    fn take_steps(&mut self, most: u32) -> u32 {
+        let mut taken = 0;
+        while taken < most.min(STEPS_A_COMMIT) && self.deletion_goes_on() {
+            self.deletion_step();
+            taken += 1;
+        }
+        taken
+    }
+}
