@@ -2,20 +2,21 @@
 //!
 //! COMPAT: the kernel takes a reply only on the descriptor that the request was read from.
 
+use std::cell::RefCell;
 use std::io::IoSlice;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use rustix::io::Errno;
-use thinmap_runtime::Waker;
+use thinmap_runtime::{IoBuf, Waker, WriteBatch};
 use zerocopy::{Immutable, IntoBytes};
 
 use super::abi::OutHeader;
 
 /// One descriptor.
 pub(crate) struct Channel {
-    fd: OwnedFd,
+    fd: Arc<OwnedFd>,
     waker: Arc<Waker>,
     /// Requests handed to devices and not answered.
     in_flight: AtomicUsize,
@@ -29,7 +30,7 @@ pub(crate) struct Channel {
 impl Channel {
     pub(super) fn new(fd: OwnedFd) -> std::io::Result<Self> {
         Ok(Self {
-            fd,
+            fd: Arc::new(fd),
             waker: Arc::new(Waker::new()?),
             in_flight: AtomicUsize::new(0),
             bytes_in_flight: AtomicUsize::new(0),
@@ -94,30 +95,100 @@ impl Channel {
 
     /// A reply without content: `errno` 0 is success.
     pub(super) fn reply(&self, unique: u64, errno: i32) {
-        self.send(unique, -errno, &[]);
+        self.send(unique, -errno, &[], IoBuf::empty());
+    }
+
+    /// A reply with a buffer for its content.
+    pub(super) fn reply_data(&self, unique: u64, content: IoBuf) {
+        self.send(unique, 0, &[], content);
     }
 
     pub(super) fn reply_bytes(&self, unique: u64, content: &[u8]) {
-        self.send(unique, 0, content);
+        if content.len() <= SMALL_BYTES_MAX {
+            return self.send(unique, 0, content, IoBuf::empty());
+        }
+        self.send_now(&out_header(unique, 0, content.len()), unique, content);
     }
 
     pub(super) fn reply_struct<T: IntoBytes + Immutable>(&self, unique: u64, content: &T) {
-        self.send(unique, 0, content.as_bytes());
+        self.reply_bytes(unique, content.as_bytes());
     }
 
-    fn send(&self, unique: u64, error: i32, content: &[u8]) {
-        let len = size_of::<OutHeader>() + content.len();
-        let len = u32::try_from(len).expect("replies are below 4 GiB");
-        let header = OutHeader { len, error, unique };
-        let parts = [IoSlice::new(header.as_bytes()), IoSlice::new(content)];
-        match rustix::io::writev(&self.fd, &parts[..if content.is_empty() { 1 } else { 2 }]) {
-            // NOENT: nobody waits for this request any more. NODEV, PERM: the mount is gone.
-            Ok(_) | Err(Errno::NOENT | Errno::NODEV | Errno::PERM) => {}
-            Err(errno) => tracing::error!(unique, %errno, "FUSE: a reply was refused"),
+    /// Sends `small` and then `content`: with others at the end of the turn on a thread that collects replies, at
+    /// once on any other.
+    fn send(&self, unique: u64, error: i32, small: &[u8], content: IoBuf) {
+        let mut head = [0; WriteBatch::HEAD_BYTES_MAX];
+        let head_len = HEADER_BYTES + small.len();
+        let header = out_header(unique, error, small.len() + content.len());
+        head[..HEADER_BYTES].copy_from_slice(header.as_bytes());
+        head[HEADER_BYTES..head_len].copy_from_slice(small);
+        let left = COLLECTED.with_borrow_mut(|collected| match collected {
+            Some(batch) => {
+                if batch.is_full() {
+                    batch.send(report);
+                }
+                batch.push(&self.fd, &head[..head_len], content, unique);
+                None
+            }
+            None => Some(content),
+        });
+        if let Some(content) = left {
+            self.write_now(&[&head[..head_len], content.as_slice()], unique);
+        }
+    }
+
+    fn send_now(&self, header: &OutHeader, unique: u64, content: &[u8]) {
+        self.write_now(&[header.as_bytes(), content], unique);
+    }
+
+    fn write_now(&self, parts: &[&[u8]; 2], unique: u64) {
+        let parts = parts.map(IoSlice::new);
+        if let Err(errno) = rustix::io::writev(&self.fd, &parts) {
+            report(unique, errno.raw_os_error());
         }
     }
 }
 
+/// From now on the calling thread collects its replies, of whatever channel; it must call [`send_replies`] before it sleeps.
+pub(super) fn collect_replies() {
+    match WriteBatch::new(REPLIES_MAX) {
+        Ok(batch) => COLLECTED.set(Some(batch)),
+        Err(error) => tracing::warn!(%error, "FUSE: replies are sent one by one"),
+    }
+}
+
+/// Sends what the calling thread has collected.
+pub(super) fn send_replies() {
+    COLLECTED.with_borrow_mut(|collected| {
+        if let Some(batch) = collected
+            && !batch.is_empty()
+        {
+            batch.send(report);
+        }
+    });
+}
+
+fn out_header(unique: u64, error: i32, content: usize) -> OutHeader {
+    let len = u32::try_from(HEADER_BYTES + content).expect("replies are below 4 GiB");
+    OutHeader { len, error, unique }
+}
+
+fn report(unique: u64, errno: i32) {
+    match Errno::from_raw_os_error(errno) {
+        // NOENT: nobody waits for this request any more. NODEV, PERM: the mount is gone.
+        Errno::NOENT | Errno::NODEV | Errno::PERM => {}
+        errno => tracing::error!(unique, %errno, "FUSE: a reply was refused"),
+    }
+}
+
+thread_local! {
+    static COLLECTED: RefCell<Option<WriteBatch>> = const { RefCell::new(None) };
+}
+
+const HEADER_BYTES: usize = size_of::<OutHeader>();
+const SMALL_BYTES_MAX: usize = WriteBatch::HEAD_BYTES_MAX - HEADER_BYTES;
+/// Replies collected before they are sent.
+const REPLIES_MAX: u32 = 32;
 /// A queue takes no more requests while those it has hold this much; far above what one device can have in
 /// flight, so that a device that stalls (a full pool that waits for space) does not stall the others.
 const BYTES_IN_FLIGHT_MAX: usize = 256 << 20;

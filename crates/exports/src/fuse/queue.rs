@@ -11,7 +11,7 @@ use thinmap_runtime::{BufferPool, IoBuf};
 use zerocopy::FromBytes;
 
 use super::abi::{InHeader, WRITE_HEAD_BYTES, opcode};
-use super::channel::Channel;
+use super::channel::{self, Channel};
 use super::data::Sinks;
 use super::file::Files;
 use super::server::REQUEST_BYTES_MAX;
@@ -33,6 +33,7 @@ impl Queue {
     pub(super) fn new(channel: Arc<Channel>, files: Arc<Files>) -> Self {
         let buffers = Buffers::new();
         let payload = buffers.take(REQUEST_BYTES_MAX);
+        channel::collect_replies();
         Self {
             channel,
             files,
@@ -123,6 +124,21 @@ impl Queue {
 
 impl QueueHandler for Queue {
     fn turn(&mut self) -> Turn {
+        let turn = self.take_requests();
+        // Also what has ended since the last turn.
+        channel::send_replies();
+        turn
+    }
+
+    fn poll(&self, out: &mut Vec<(RawFd, i16)>) {
+        if !self.gone && !self.channel.is_full() {
+            out.push((self.channel.raw_fd(), libc::POLLIN));
+        }
+    }
+}
+
+impl Queue {
+    fn take_requests(&mut self) -> Turn {
         if self.gone || self.channel.is_closing() {
             self.gone = true;
             self.channel.expect_end();
@@ -141,12 +157,6 @@ impl QueueHandler for Queue {
             }
         }
         Turn::Again
-    }
-
-    fn poll(&self, out: &mut Vec<(RawFd, i16)>) {
-        if !self.gone && !self.channel.is_full() {
-            out.push((self.channel.raw_fd(), libc::POLLIN));
-        }
     }
 }
 
