@@ -10,9 +10,12 @@ use io_uring::{IoUring, opcode, types};
 
 use crate::buffer::IoBuf;
 
-/// Writes that wait to be sent. Belongs to one thread.
+/// Writes to one descriptor that wait to be sent. Belongs to one thread.
 pub struct WriteBatch {
     uring: IoUring,
+    // Open as long as entries name it.
+    _fd: Arc<OwnedFd>,
+    target: Target,
     /// Never moved while an entry names their memory: a boxed slice, sent before more are taken.
     slots: Box<[Slot]>,
     used: usize,
@@ -23,8 +26,13 @@ struct Slot {
     head: [u8; WriteBatch::HEAD_BYTES_MAX],
     parts: [libc::iovec; 2],
     buf: IoBuf,
-    // Keeps the descriptor open until the kernel is done with it.
-    fd: Option<Arc<OwnedFd>>,
+}
+
+/// The descriptor: registered with the ring, which saves the kernel a look-up per write, or by number.
+#[derive(Clone, Copy)]
+enum Target {
+    Registered,
+    Number(types::Fd),
 }
 
 impl Slot {
@@ -36,7 +44,6 @@ impl Slot {
             iov_len: 0,
         }; 2],
         buf: IoBuf::empty(),
-        fd: None,
     };
 }
 
@@ -44,16 +51,23 @@ impl WriteBatch {
     /// Bytes that may stand before the buffer.
     pub const HEAD_BYTES_MAX: usize = 32;
 
-    /// A batch of at most `capacity` writes.
-    pub fn new(capacity: u32) -> std::io::Result<Self> {
+    /// A batch of at most `capacity` writes to `fd`.
+    pub fn new(fd: Arc<OwnedFd>, capacity: u32) -> std::io::Result<Self> {
         let uring = IoUring::builder()
             .setup_coop_taskrun()
             .setup_single_issuer()
             .build(capacity)
             .or_else(|_| IoUring::new(capacity))?;
         let slots = std::iter::repeat_with(|| Slot::EMPTY);
+        let number = fd.as_raw_fd();
+        let target = match uring.submitter().register_files(&[number]) {
+            Ok(()) => Target::Registered,
+            Err(_) => Target::Number(types::Fd(number)),
+        };
         Ok(Self {
             uring,
+            _fd: fd,
+            target,
             slots: slots.take(capacity as usize).collect(),
             used: 0,
         })
@@ -69,29 +83,32 @@ impl WriteBatch {
         self.used == 0
     }
 
-    /// Notes one write to `fd`: `head`, then `buf`. `tag` comes back if it fails.
+    /// Notes one write: `head`, then `buf`. `tag` comes back if it fails.
     ///
     /// # Panics
     /// When the batch is full, or `head` longer than [`HEAD_BYTES_MAX`](Self::HEAD_BYTES_MAX).
-    pub fn push(&mut self, fd: &Arc<OwnedFd>, head: &[u8], buf: IoBuf, tag: u64) {
+    pub fn push(&mut self, head: &[u8], buf: IoBuf, tag: u64) {
         let slot = &mut self.slots[self.used];
         slot.head[..head.len()].copy_from_slice(head);
         slot.tag = tag;
         slot.buf = buf;
-        slot.fd = Some(fd.clone());
         slot.parts[0].iov_base = slot.head.as_mut_ptr().cast();
         slot.parts[0].iov_len = head.len();
         slot.parts[1].iov_base = slot.buf.as_ptr().cast();
         slot.parts[1].iov_len = slot.buf.len();
-        let target = types::Fd(fd.as_raw_fd());
-        let entry = if slot.buf.is_empty() {
-            opcode::Write::new(target, slot.head.as_ptr(), head.len() as u32).build()
-        } else {
-            opcode::Writev::new(target, slot.parts.as_ptr(), 2).build()
+        let (small, parts) = (slot.head.as_ptr(), slot.parts.as_ptr());
+        let small_bytes = head.len() as u32;
+        let entry = match (self.target, slot.buf.is_empty()) {
+            (Target::Registered, true) => {
+                opcode::Write::new(types::Fixed(0), small, small_bytes).build()
+            }
+            (Target::Registered, false) => opcode::Writev::new(types::Fixed(0), parts, 2).build(),
+            (Target::Number(fd), true) => opcode::Write::new(fd, small, small_bytes).build(),
+            (Target::Number(fd), false) => opcode::Writev::new(fd, parts, 2).build(),
         };
         let entry = entry.user_data(self.used as u64);
-        // SAFETY: head, parts, buffer and descriptor belong to the slot, which is neither moved, changed nor
-        // emptied before the entry's completion (`send`).
+        // SAFETY: head, parts and buffer belong to the slot, which is neither moved, changed nor emptied before the
+        // entry's completion (`send`); the descriptor is ours.
         let pushed = unsafe { self.uring.submission().push(&entry) };
         assert!(pushed.is_ok(), "as many entries as slots");
         self.used += 1;
@@ -113,7 +130,6 @@ impl WriteBatch {
             for cqe in completion {
                 let slot = &mut self.slots[cqe.user_data() as usize];
                 slot.buf = IoBuf::empty();
-                slot.fd = None;
                 left -= 1;
                 if cqe.result() < 0 {
                     failed(slot.tag, -cqe.result());
@@ -140,20 +156,19 @@ mod tests {
     #[test]
     fn writes_arrive_whole_and_in_order() {
         let (read_end, write_end) = rustix::pipe::pipe().expect("pipe");
-        let write_end = Arc::new(write_end);
-        let mut batch = WriteBatch::new(4).expect("io_uring");
+        let mut batch = WriteBatch::new(Arc::new(write_end), 4).expect("io_uring");
         for round in 0..3u8 {
             for number in 0..4u8 {
                 let mut buf = IoBuf::alloc(if number % 2 == 0 { 0 } else { 3 });
                 buf.as_mut_slice().fill(number);
                 assert!(!batch.is_full());
-                batch.push(&write_end, &[round, number], buf, 0);
+                batch.push(&[round, number], buf, 0);
             }
             assert!(batch.is_full());
             batch.send(|_, errno| panic!("errno {errno}"));
             assert!(batch.is_empty());
         }
-        drop((batch, write_end));
+        drop(batch);
         let mut all = Vec::new();
         std::fs::File::from(read_end)
             .read_to_end(&mut all)
@@ -166,13 +181,12 @@ mod tests {
 
     #[test]
     fn what_is_refused_is_told_by_its_tag() {
-        let (read_end, write_end) = rustix::pipe::pipe().expect("pipe");
-        let (read_end, write_end) = (Arc::new(read_end), Arc::new(write_end));
-        let mut batch = WriteBatch::new(4).expect("io_uring");
-        batch.push(&write_end, b"good", IoBuf::empty(), 1);
-        batch.push(&read_end, b"bad", IoBuf::empty(), 2);
+        let (read_end, _write_end) = rustix::pipe::pipe().expect("pipe");
+        let mut batch = WriteBatch::new(Arc::new(read_end), 4).expect("io_uring");
+        batch.push(b"one", IoBuf::empty(), 1);
+        batch.push(b"two", IoBuf::alloc(5), 2);
         let mut failed = Vec::new();
         batch.send(|tag, errno| failed.push((tag, errno)));
-        assert_eq!(failed, [(2, libc::EBADF)]);
+        assert_eq!(failed, [(1, libc::EBADF), (2, libc::EBADF)]);
     }
 }

@@ -6,7 +6,7 @@ use std::cell::RefCell;
 use std::io::IoSlice;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use rustix::io::Errno;
 use thinmap_runtime::{IoBuf, Waker, WriteBatch};
@@ -18,10 +18,8 @@ use super::abi::OutHeader;
 pub(crate) struct Channel {
     fd: Arc<OwnedFd>,
     waker: Arc<Waker>,
-    /// Requests handed to devices and not answered.
-    in_flight: AtomicUsize,
-    /// Buffer bytes they hold.
-    bytes_in_flight: AtomicUsize,
+    /// Requests handed to devices and not answered, times [`ONE_REQUEST`], plus the buffer bytes they hold.
+    in_flight: AtomicU64,
     /// The queue waits for in-flight requests: wake it at each end.
     waiting: AtomicBool,
     closing: AtomicBool,
@@ -32,8 +30,7 @@ impl Channel {
         Ok(Self {
             fd: Arc::new(fd),
             waker: Arc::new(Waker::new()?),
-            in_flight: AtomicUsize::new(0),
-            bytes_in_flight: AtomicUsize::new(0),
+            in_flight: AtomicU64::new(0),
             waiting: AtomicBool::new(false),
             closing: AtomicBool::new(false),
         })
@@ -66,29 +63,35 @@ impl Channel {
         self.closing.load(Ordering::SeqCst)
     }
 
-    pub(super) fn in_flight(&self) -> usize {
-        self.in_flight.load(Ordering::SeqCst)
+    pub(super) fn is_idle(&self) -> bool {
+        self.in_flight.load(Ordering::SeqCst) == 0
+    }
+
+    fn bytes_in_flight(&self) -> u64 {
+        self.in_flight.load(Ordering::SeqCst) % ONE_REQUEST
     }
 
     /// Whether the queue should leave requests in the kernel for now; if so, ends wake it.
     pub(super) fn is_full(&self) -> bool {
-        if self.bytes_in_flight.load(Ordering::SeqCst) < BYTES_IN_FLIGHT_MAX {
+        if self.bytes_in_flight() < BYTES_IN_FLIGHT_MAX {
             return false;
         }
         self.waiting.store(true, Ordering::SeqCst);
         // Looked at again after the flag: an end in between has not seen it.
-        self.bytes_in_flight.load(Ordering::SeqCst) >= BYTES_IN_FLIGHT_MAX
+        self.bytes_in_flight() >= BYTES_IN_FLIGHT_MAX
     }
 
     pub(super) fn begin(&self, bytes: usize) {
-        self.in_flight.fetch_add(1, Ordering::SeqCst);
-        self.bytes_in_flight.fetch_add(bytes, Ordering::SeqCst);
+        self.in_flight
+            .fetch_add(ONE_REQUEST + bytes as u64, Ordering::SeqCst);
     }
 
     pub(super) fn end(&self, bytes: usize) {
-        self.bytes_in_flight.fetch_sub(bytes, Ordering::SeqCst);
-        self.in_flight.fetch_sub(1, Ordering::SeqCst);
-        if self.is_closing() || self.waiting.swap(false, Ordering::SeqCst) {
+        self.in_flight
+            .fetch_sub(ONE_REQUEST + bytes as u64, Ordering::SeqCst);
+        let waiting =
+            self.waiting.load(Ordering::SeqCst) && self.waiting.swap(false, Ordering::SeqCst);
+        if waiting || self.is_closing() {
             self.waker.wake();
         }
     }
@@ -123,14 +126,14 @@ impl Channel {
         head[..HEADER_BYTES].copy_from_slice(header.as_bytes());
         head[HEADER_BYTES..head_len].copy_from_slice(small);
         let left = COLLECTED.with_borrow_mut(|collected| match collected {
-            Some(batch) => {
+            Some((fd, batch)) if *fd == self.raw_fd() => {
                 if batch.is_full() {
                     batch.send(report);
                 }
-                batch.push(&self.fd, &head[..head_len], content, unique);
+                batch.push(&head[..head_len], content, unique);
                 None
             }
-            None => Some(content),
+            _ => Some(content),
         });
         if let Some(content) = left {
             self.write_now(&[&head[..head_len], content.as_slice()], unique);
@@ -149,10 +152,10 @@ impl Channel {
     }
 }
 
-/// From now on the calling thread collects its replies, of whatever channel; it must call [`send_replies`] before it sleeps.
-pub(super) fn collect_replies() {
-    match WriteBatch::new(REPLIES_MAX) {
-        Ok(batch) => COLLECTED.set(Some(batch)),
+/// From now on the calling thread collects its replies on `channel`; it must call [`send_replies`] before it sleeps.
+pub(super) fn collect_replies(channel: &Channel) {
+    match WriteBatch::new(channel.fd.clone(), REPLIES_MAX) {
+        Ok(batch) => COLLECTED.set(Some((channel.raw_fd(), batch))),
         Err(error) => tracing::warn!(%error, "FUSE: replies are sent one by one"),
     }
 }
@@ -160,7 +163,7 @@ pub(super) fn collect_replies() {
 /// Sends what the calling thread has collected.
 pub(super) fn send_replies() {
     COLLECTED.with_borrow_mut(|collected| {
-        if let Some(batch) = collected
+        if let Some((_, batch)) = collected
             && !batch.is_empty()
         {
             batch.send(report);
@@ -182,7 +185,7 @@ fn report(unique: u64, errno: i32) {
 }
 
 thread_local! {
-    static COLLECTED: RefCell<Option<WriteBatch>> = const { RefCell::new(None) };
+    static COLLECTED: RefCell<Option<(RawFd, WriteBatch)>> = const { RefCell::new(None) };
 }
 
 const HEADER_BYTES: usize = size_of::<OutHeader>();
@@ -191,4 +194,6 @@ const SMALL_BYTES_MAX: usize = WriteBatch::HEAD_BYTES_MAX - HEADER_BYTES;
 const REPLIES_MAX: u32 = 32;
 /// A queue takes no more requests while those it has hold this much; far above what one device can have in
 /// flight, so that a device that stalls (a full pool that waits for space) does not stall the others.
-const BYTES_IN_FLIGHT_MAX: usize = 256 << 20;
+const BYTES_IN_FLIGHT_MAX: u64 = 256 << 20;
+/// Above all bytes that can be in flight: 1 TiB.
+const ONE_REQUEST: u64 = 1 << 40;
