@@ -11,6 +11,7 @@ mod file_ioctl;
 mod process;
 mod ring;
 mod waker;
+mod write_batch;
 
 pub use actor::{Actor, ActorHandle, NextTurn, Spawner, ThreadSpawner, Wake};
 pub use buffer::{BUFFER_ALIGN, BufferPool, IoBuf};
@@ -20,3 +21,4 @@ pub use file_ioctl::clone_range;
 pub use process::{IoFlusherError, lock_memory, mark_io_flusher};
 pub use ring::{Completed, Ring, RingOp};
 pub use waker::Waker;
+pub use write_batch::WriteBatch;

@@ -54,10 +54,13 @@ impl Sinks {
 }
 
 impl EndIo for Sink {
-    fn end_io(self: Arc<Self>, io: Io, tag: u64, status: BlkStatus) {
+    fn end_io(self: Arc<Self>, mut io: Io, tag: u64, status: BlkStatus) {
         let bytes = io.buf.len();
         match (status, self.reply) {
-            (BlkStatus::Ok, Reply::Data) => self.channel.reply_bytes(tag, io.buf.as_slice()),
+            (BlkStatus::Ok, Reply::Data) => {
+                let content = std::mem::replace(&mut io.buf, IoBuf::empty());
+                self.channel.reply_data(tag, content);
+            }
             (BlkStatus::Ok, Reply::Written) => {
                 let size = u32::try_from(bytes).expect("a request is below 4 GiB");
                 self.channel

@@ -1,6 +1,7 @@
 //! A queue thread's work: take requests out of the kernel in batches, route them.
 
 use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
 use std::io::IoSliceMut;
 use std::os::fd::RawFd;
 use std::sync::Arc;
@@ -11,7 +12,7 @@ use thinmap_runtime::{BufferPool, IoBuf};
 use zerocopy::FromBytes;
 
 use super::abi::{InHeader, WRITE_HEAD_BYTES, opcode};
-use super::channel::Channel;
+use super::channel::{self, Channel};
 use super::data::Sinks;
 use super::file::Files;
 use super::server::REQUEST_BYTES_MAX;
@@ -21,7 +22,7 @@ pub(super) struct Queue {
     pub(super) channel: Arc<Channel>,
     pub(super) files: Arc<Files>,
     /// Ways back per file, made at its first request on this queue.
-    pub(super) sinks: HashMap<u64, Sinks>,
+    pub(super) sinks: HashMap<u64, Sinks, NodeIdHash>,
     pub(super) buffers: Buffers,
     head: [u8; WRITE_HEAD_BYTES],
     /// Where the next request's data goes: page-aligned, so that a large write goes on to the backing from here.
@@ -33,10 +34,11 @@ impl Queue {
     pub(super) fn new(channel: Arc<Channel>, files: Arc<Files>) -> Self {
         let buffers = Buffers::new();
         let payload = buffers.take(REQUEST_BYTES_MAX);
+        channel::collect_replies(&channel);
         Self {
             channel,
             files,
-            sinks: HashMap::new(),
+            sinks: HashMap::default(),
             buffers,
             head: [0; WRITE_HEAD_BYTES],
             payload,
@@ -123,10 +125,25 @@ impl Queue {
 
 impl QueueHandler for Queue {
     fn turn(&mut self) -> Turn {
+        let turn = self.take_requests();
+        // Also what has ended since the last turn.
+        channel::send_replies();
+        turn
+    }
+
+    fn poll(&self, out: &mut Vec<(RawFd, i16)>) {
+        if !self.gone && !self.channel.is_full() {
+            out.push((self.channel.raw_fd(), libc::POLLIN));
+        }
+    }
+}
+
+impl Queue {
+    fn take_requests(&mut self) -> Turn {
         if self.gone || self.channel.is_closing() {
             self.gone = true;
             self.channel.expect_end();
-            return if self.channel.in_flight() == 0 {
+            return if self.channel.is_idle() {
                 Turn::Stop
             } else {
                 Turn::Idle
@@ -142,11 +159,27 @@ impl QueueHandler for Queue {
         }
         Turn::Again
     }
+}
 
-    fn poll(&self, out: &mut Vec<(RawFd, i16)>) {
-        if !self.gone && !self.channel.is_full() {
-            out.push((self.channel.raw_fd(), libc::POLLIN));
-        }
+/// Node ids are small numbers of our own, not chosen by anybody: spread over the table, nothing more.
+pub(super) type NodeIdHash = BuildHasherDefault<NodeIdHasher>;
+
+#[derive(Default)]
+pub(super) struct NodeIdHasher(u64);
+
+impl Hasher for NodeIdHasher {
+    fn write(&mut self, bytes: &[u8]) {
+        bytes
+            .iter()
+            .for_each(|byte| self.write_u64(u64::from(*byte)));
+    }
+
+    fn write_u64(&mut self, id: u64) {
+        self.0 = (self.0 ^ id).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
     }
 }
 
@@ -183,8 +216,9 @@ impl Buffers {
     }
 }
 
-/// Requests taken before what they started is sent to the backing.
-const BATCH: usize = 16;
+/// Requests taken before what they started is sent to the backing and replies go out: with more, those who wait for the
+/// replies idle meanwhile.
+const BATCH: usize = 8;
 /// Writes up to this size are copied once.
 const COPY_BYTES_MAX: usize = 16 << 10;
 /// Count and bytes of the buffers made ahead; memory is touched at first use only.
