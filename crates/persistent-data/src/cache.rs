@@ -182,6 +182,27 @@ impl BlockCache {
         Ok(bytes)
     }
 
+    /// Brings those of `blocks` into memory that are not there and turn out to be of `kind`.
+    /// Failures are left for [`read`](Self::read) to tell.
+    pub(crate) fn read_ahead(&self, blocks: &[u64], kind: BlockKind) {
+        let end = self.device.size().raw();
+        let missing: Vec<MetaBlock> = blocks
+            .iter()
+            .filter(|block| **block < end && self.shard(**block).lock().hit(**block).is_none())
+            .map(|block| MetaBlock(*block))
+            .collect();
+        if missing.is_empty() {
+            return;
+        }
+        for (block, buf) in missing.iter().zip(self.device.read_many(&missing)) {
+            if let Some(buf) = buf
+                && verify(kind, block.raw(), &buf.0).is_ok()
+            {
+                self.put(block.raw(), kind, Arc::new(buf.0));
+            }
+        }
+    }
+
     /// Takes over a block that a commit has just made durable.
     pub(crate) fn put(&self, block: u64, kind: BlockKind, bytes: Arc<BlockBytes>) {
         self.shard(block).lock().put(block, kind, bytes);

@@ -63,6 +63,15 @@ pub trait MetadataDevice: Send + Sync {
     /// Reads one block into `buf`.
     fn read(&self, block: MetaBlock, buf: &mut Block4k) -> io::Result<()>;
 
+    /// Reads several blocks, at once if the device can; `None` for those that cannot be read.
+    fn read_many(&self, blocks: &[MetaBlock]) -> Vec<Option<Box<Block4k>>> {
+        let one = |block: &MetaBlock| {
+            let mut buf = Block4k::boxed();
+            self.read(*block, &mut buf).ok().map(|()| buf)
+        };
+        blocks.iter().map(one).collect()
+    }
+
     /// Writes blocks, in any order; durable only after [`flush`](Self::flush).
     ///
     /// The engine passes batches sorted by address whose buffers lie one after another in memory,

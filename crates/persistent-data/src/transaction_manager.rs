@@ -38,6 +38,12 @@ impl Reader {
         }
     }
 
+    /// Brings blocks of `kind` into memory, as far as the device gives them.
+    pub(crate) fn read_ahead(&self, mut blocks: Vec<u64>, kind: BlockKind) {
+        blocks.retain(|block| !self.dirty.contains_key(block));
+        self.cache.read_ahead(&blocks, kind);
+    }
+
     /// The block cache below.
     pub fn cache(&self) -> &Arc<BlockCache> {
         &self.cache

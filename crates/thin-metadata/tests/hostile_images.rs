@@ -79,6 +79,8 @@ fn damage(disk: &SimMetadataDisk, blocks: &[u64], rng: &mut SmallRng) {
 
 fn use_everything(pool: &mut PoolMetadata, rng: &mut SmallRng) {
     let _ = pool.device_ids();
+    let _ = pool.deletions();
+    pool.read_for_deletion(20);
     for volume in 0..9 {
         let _ = pool.details(id(volume));
         let _ = pool.highest_mapped(id(volume));

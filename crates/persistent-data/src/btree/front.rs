@@ -128,30 +128,38 @@ fn uneven(block: u64) -> MetadataError {
     MetadataError::corrupt(block, "btree leaves are not all at one depth")
 }
 
-/// Brings the first `leaves` leaves and the nodes above them into memory.
+/// Brings the first `leaves` leaves and the nodes above them into memory, the leaves of a node at
+/// once.
 ///
 /// # Errors
-/// `Io`, `Corrupt`.
+/// `Io`, `Corrupt`: of the nodes above.
 pub fn read_front(reader: &Reader, root: u64, leaves: u64) -> Result<()> {
-    let mut left = leaves;
-    read_front_at(reader, root, &mut left, 0)
+    let levels = levels_below(reader, root)?;
+    let mut left = usize::try_from(leaves).unwrap_or(usize::MAX);
+    read_front_at(reader, root, levels, &mut left)
 }
 
-fn read_front_at(reader: &Reader, block: u64, left: &mut u64, depth: usize) -> Result<()> {
-    if depth == DEPTH_MAX {
-        return Err(too_deep(block));
+fn read_front_at(reader: &Reader, block: u64, levels: usize, left: &mut usize) -> Result<()> {
+    if levels == 0 {
+        return Ok(());
     }
     let bytes = reader.read(block, BlockKind::Node, MayRead::Yes)?;
     let node = Node(&bytes);
     if node.is_leaf() {
-        *left = left.saturating_sub(1);
+        return Err(uneven(block));
+    }
+    if levels == 1 {
+        let leaves = node.len().min(*left);
+        *left -= leaves;
+        let leaves = (0..leaves).map(|at| node.child(at)).collect();
+        reader.read_ahead(leaves, BlockKind::Node);
         return Ok(());
     }
     for at in 0..node.len() {
         if *left == 0 {
             break;
         }
-        read_front_at(reader, node.child(at), left, depth + 1)?;
+        read_front_at(reader, node.child(at), levels - 1, left)?;
     }
     Ok(())
 }

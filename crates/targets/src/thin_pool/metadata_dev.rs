@@ -31,6 +31,32 @@ impl MetadataDevice for BlockMetadataDevice {
         Ok(())
     }
 
+    fn read_many(&self, blocks: &[MetaBlock]) -> Vec<Option<Box<Block4k>>> {
+        // One that lies past what can be addressed fails there.
+        let request = |block: &MetaBlock| {
+            let sector = sector_of(*block).unwrap_or(Sector(u64::MAX - BLOCK_SECTORS));
+            let buf = IoBuf::alloc(BLOCK_BYTES);
+            (
+                Op::Read,
+                IoFlags::default(),
+                sector,
+                Sector(BLOCK_SECTORS),
+                buf,
+            )
+        };
+        let read = |(data, status): (IoBuf, BlkStatus)| {
+            status.is_ok().then(|| {
+                let mut block = Block4k::boxed();
+                block.0.copy_from_slice(data.as_slice());
+                block
+            })
+        };
+        thinmap_block::submit_all_and_wait(&*self.0, blocks.iter().map(request).collect())
+            .into_iter()
+            .map(read)
+            .collect()
+    }
+
     fn write(&self, batch: &[(MetaBlock, &Block4k)]) -> io::Result<()> {
         let mut requests = Vec::new();
         let mut rest = batch;
@@ -97,6 +123,17 @@ mod tests {
             assert!(back.0.iter().all(|b| *b == byte), "block {at}");
         }
         assert!(dev.read(MetaBlock(11), &mut back).is_err());
+        let many = dev.read_many(&[
+            MetaBlock(9),
+            MetaBlock(11),
+            MetaBlock(u64::MAX),
+            MetaBlock(2),
+        ]);
+        let bytes = |block: &Option<Box<Block4k>>| block.as_ref().map(|b| b.0[17]);
+        assert_eq!(
+            many.iter().map(bytes).collect::<Vec<_>>(),
+            [Some(3), None, None, Some(1)]
+        );
         assert!(dev.read(MetaBlock(u64::MAX), &mut back).is_err());
         dev.flush().expect("flush");
     }

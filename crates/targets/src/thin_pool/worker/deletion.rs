@@ -15,6 +15,8 @@ use crate::thin_pool::mode::Mode;
 const AT_ONCE_NODES: u64 = 256;
 /// Leaves dropped in one step: some 4,000 mappings, well under a millisecond when they are in memory.
 const STEP_NODES: u64 = 16;
+/// Leaves read ahead of the steps that drop them, many at once.
+const READ_NODES: u64 = 4 * STEP_NODES;
 /// Steps that one allocation or commit may wait for at a time...
 const STEPS_WAITED_FOR: u32 = 32;
 /// ... with a commit after so many.
@@ -87,7 +89,7 @@ impl Worker<'_> {
 
     fn deletion_step(&mut self) {
         // What must be read is read while look-ups go on.
-        self.pool.metadata.read().read_for_deletion(STEP_NODES);
+        self.pool.metadata.read().read_for_deletion(READ_NODES);
         let step = {
             let mut metadata = self.pool.metadata.write();
             metadata.continue_deletion(STEP_NODES)
