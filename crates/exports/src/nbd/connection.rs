@@ -496,6 +496,11 @@ impl Connection {
         self.slots.len() - 1
     }
 
+    /// Whether a request is with the device, or its reply not sent.
+    pub fn is_busy(&self) -> bool {
+        self.in_flight() > 0 || !self.replies.is_empty()
+    }
+
     fn in_flight(&self) -> usize {
         self.slots.len() - self.free_slots.len()
     }

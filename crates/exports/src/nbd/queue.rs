@@ -329,6 +329,11 @@ impl QueueHandler for Queue {
         if self.stopping && self.connections.iter().all(Option::is_none) {
             return Turn::Stop;
         }
+        // Only for what clients send next: what is with a device ends on other threads or in the kernel, which may need
+        // this processor for it.
+        if self.connections.iter().flatten().any(Connection::is_busy) {
+            return Turn::Idle;
+        }
         Turn::Watch { found }
     }
 

@@ -5,13 +5,17 @@
 
 use std::sync::atomic::Ordering::SeqCst;
 
+use parking_lot::RwLockReadGuard;
 use thinmap_block::{Io, Op};
 use thinmap_dm::MapOutcome;
-use thinmap_thin_metadata::{Lookup, MayRead};
+use thinmap_thin_metadata::{Lookup, MayRead, PoolMetadata};
 use thinmap_units::{BlkStatus, VirtBlock};
 
 use super::{OriginRead, Thin};
 use crate::thin_pool::Mode;
+
+/// An insertion takes one or two microseconds, a pause of the processor some forty nanoseconds.
+const LOCK_SPINS: u32 = 64;
 
 impl Thin {
     pub(super) fn map_request(&self, io: Io) -> MapOutcome<'_> {
@@ -52,12 +56,22 @@ impl Thin {
         MapOutcome::Remapped(io, self.pool.data_dev())
     }
 
+    /// The metadata, unless the worker has it for longer than handing the request over to it would take.
+    fn metadata_soon(&self) -> Option<RwLockReadGuard<'_, PoolMetadata>> {
+        for _ in 0..LOCK_SPINS {
+            if let Some(metadata) = self.pool.metadata.try_read() {
+                return Some(metadata);
+            }
+            std::hint::spin_loop();
+        }
+        None
+    }
+
     fn map_block(&self, mut io: Io) -> MapOutcome<'_> {
         let (v, at) = self.pool.geometry.split(self.port.virtual_sector(&io));
         let v = VirtBlock(v);
         let volume = &self.port.volume;
-        // The worker has it, for a short time: it will find the request in its inbox.
-        let Some(metadata) = self.pool.metadata.try_read() else {
+        let Some(metadata) = self.metadata_soon() else {
             return self.defer(io);
         };
         // INVARIANT: looked at under the read lock; see `Worker::barrier`.

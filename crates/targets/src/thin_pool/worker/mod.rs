@@ -36,6 +36,8 @@ const NO_SPACE_TIMEOUT: Duration = Duration::from_secs(60);
 const DRAIN_PERIOD: Duration = Duration::from_millis(5);
 /// Works done before the inbox is looked at and a commit made for those who wait.
 const BATCH: usize = 512;
+/// Of them, copies that are done by this very thread: those who wait for the first go on while the others are made.
+const COPIES_PER_TURN: usize = 6;
 
 /// What reaches the worker.
 pub enum Event {
@@ -95,6 +97,8 @@ pub struct WorkerState {
     /// Data blocks and runs that are held by work in flight and by nothing on disk.
     held_blocks: Vec<(DataBlock, u64)>,
     copier: Copier,
+    /// Copies and zeroings done in this turn, by this thread.
+    copies: usize,
     /// Copies, zeroings, overwrites and discards in flight.
     jobs: usize,
     /// Transactions given up so far: what was allocated in one of them is gone.
@@ -157,6 +161,7 @@ impl WorkerState {
             draining: Vec::new(),
             held_blocks: Vec::new(),
             copier,
+            copies: 0,
             jobs: 0,
             aborts: 0,
             inserted: 0,
@@ -241,7 +246,11 @@ impl Worker<'_> {
             let state = &mut *self.state;
             state.paused.extend(state.todo.drain(..));
         }
+        self.state.copies = 0;
         for _ in 0..BATCH {
+            if self.state.copies >= COPIES_PER_TURN {
+                break;
+            }
             let Some(work) = self.state.todo.pop_front() else {
                 break;
             };

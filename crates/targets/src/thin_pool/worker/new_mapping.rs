@@ -162,6 +162,7 @@ impl Worker<'_> {
                 worker.filled(mapping, io, status);
             }));
         });
+        self.state.copies += usize::from(request.to.is_synchronous());
         self.state.copier.start(request, done);
     }
 
