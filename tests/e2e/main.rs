@@ -13,6 +13,7 @@ mod nbd;
 mod restart;
 mod session;
 mod start;
+mod uring;
 mod user;
 mod verify;
 use thinmap_tests::world;

@@ -82,6 +82,99 @@ impl CommandRing {
     }
 }
 
+/// A ring for a driver's 80-byte commands that stay in the kernel until there is work. Belongs to the thread that makes it.
+pub struct WideCommandRing {
+    uring: IoUring<squeue::Entry128, cqueue::Entry>,
+}
+
+impl WideCommandRing {
+    /// A ring that up to `commands` may be in at once.
+    pub fn new(commands: u32) -> std::io::Result<Self> {
+        let builder = || {
+            let mut builder = IoUring::builder();
+            builder.setup_cqsize(commands.max(WIDE_ENTRIES));
+            builder
+        };
+        let uring = builder()
+            .setup_coop_taskrun()
+            .setup_single_issuer()
+            .build(WIDE_ENTRIES)
+            .or_else(|_| builder().build(WIDE_ENTRIES))?;
+        Ok(Self { uring })
+    }
+
+    /// Queues a command to the driver behind `fd`, with the address of `parts`, if any; `user_data` comes back with its result.
+    ///
+    /// # Safety
+    /// `parts` must stay valid until the next [`submit`](Self::submit) has returned; memory that they or the command name,
+    /// until its result has come.
+    pub unsafe fn push(
+        &mut self,
+        fd: BorrowedFd<'_>,
+        op: u32,
+        command: &[u8; 80],
+        parts: Option<*const [libc::iovec; 2]>,
+        user_data: u64,
+    ) {
+        let entry = opcode::UringCmd80::new(types::Fd(fd.as_raw_fd()), op)
+            .cmd(*command)
+            .addr(parts.map(|parts| parts as u64))
+            .build()
+            .user_data(user_data);
+        let mut entry = entry;
+        if parts.is_some() {
+            // SAFETY: the entry is the kernel's `struct io_uring_sqe` of 128 bytes (asserted); `len` is a plain u32 at byte
+            // 24 of it, which the builder has no way to set.
+            unsafe { (&raw mut entry).cast::<u32>().add(6).write(2) }
+        }
+        loop {
+            // SAFETY: passed on to our own caller; a descriptor closed before the submission makes the command fail.
+            if unsafe { self.uring.submission().push(&entry) }.is_ok() {
+                return;
+            }
+            self.enter();
+        }
+    }
+
+    /// Hands queued commands to the kernel; does not wait.
+    pub fn submit(&mut self) {
+        let submission = self.uring.submission();
+        let nothing_to_do = submission.is_empty() && !submission.cq_overflow();
+        drop(submission);
+        if !nothing_to_do {
+            self.enter();
+        }
+    }
+
+    fn enter(&mut self) {
+        loop {
+            match self.uring.submit() {
+                Ok(_) => return,
+                Err(error) => match error.raw_os_error() {
+                    Some(libc::EINTR) => {}
+                    // Results must be reaped first: the caller does so next.
+                    Some(libc::EBUSY | libc::EAGAIN) => return,
+                    _ => panic!("io_uring_enter: {error}"),
+                },
+            }
+        }
+    }
+
+    /// The next result that has come: the command's `user_data` and what the driver answered.
+    pub fn next_result(&mut self) -> Option<(u64, i32)> {
+        let cqe = self.uring.completion().next()?;
+        Some((cqe.user_data(), cqe.result()))
+    }
+
+    /// The descriptor to poll for input: readable when results have come.
+    pub fn raw_fd(&self) -> RawFd {
+        self.uring.as_raw_fd()
+    }
+}
+
+const _: () = assert!(size_of::<squeue::Entry128>() == 128);
+const WIDE_ENTRIES: u32 = 64;
+
 /// Sends one command of up to 80 bytes and waits for its result; errors are the driver's, or io_uring's own.
 ///
 /// # Safety

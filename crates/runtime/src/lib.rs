@@ -16,7 +16,7 @@ mod write_batch;
 pub use actor::{Actor, ActorHandle, NextTurn, Spawner, ThreadSpawner, Wake};
 pub use buffer::{BUFFER_ALIGN, BufferPool, IoBuf};
 pub use clock::{Clock, RealClock};
-pub use command::{CommandRing, control_command};
+pub use command::{CommandRing, WideCommandRing, control_command};
 pub use file_ioctl::clone_range;
 pub use process::{IoFlusherError, lock_memory, mark_io_flusher};
 pub use ring::{Completed, Ring, RingOp};

@@ -1,6 +1,6 @@
 //! The kernel's FUSE protocol, as far as a flat directory of files needs it.
 //!
-//! Source: the kernel's user ABI (<linux/fuse.h>, version 7.38); field order and sizes are the ABI.
+//! Source: the kernel's user ABI (<linux/fuse.h>, version 7.42); field order and sizes are the ABI.
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -21,6 +21,8 @@ wire!(/// Before every request.
 wire!(/// Before every reply and notification.
     OutHeader, 16 { len: u32, error: i32, unique: u64 });
 wire!(InitIn, 16 { major: u32, minor: u32, max_readahead: u32, flags: u32 });
+wire!(/// What follows `InitIn` with [`init_flag::INIT_EXT`].
+    InitInMore, 48 { flags2: u32, unused: [u32; 11] });
 wire!(InitOut, 64 {
     major: u32, minor: u32, max_readahead: u32, flags: u32, max_background: u16, congestion_threshold: u16,
     max_write: u32, time_gran: u32, max_pages: u16, map_alignment: u16, flags2: u32, unused: [u32; 7],
@@ -51,6 +53,23 @@ wire!(StatfsOut, 80 {
 });
 wire!(LseekIn, 24 { fh: u64, offset: u64, whence: u32, padding: u32 });
 wire!(DirentHead, 24 { ino: u64, off: u64, namelen: u32, kind: u32 });
+
+wire!(/// Of an io_uring entry: behind the two areas of 128 bytes for headers.
+    RingEntryInOut, 32 { flags: u64, commit_id: u64, payload_bytes: u32, padding: u32, reserved: u64 });
+wire!(/// The command area of both ring commands.
+    RingCommand, 24 { flags: u64, commit_id: u64, qid: u16, padding: [u16; 3] });
+
+/// What the kernel and we hand each other in an io_uring entry, beside the payload.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct RingHead {
+    /// `InHeader` of a request, `OutHeader` of a reply.
+    pub in_out: [u8; 128],
+    /// The request's own structure, READ's or WRITE's.
+    pub op_in: [u8; 128],
+    pub entry: RingEntryInOut,
+}
+const _: () = assert!(size_of::<RingHead>() == 288);
 
 pub const MAJOR: u32 = 7;
 pub const MINOR: u32 = 38;
@@ -89,6 +108,9 @@ pub mod init_flag {
     pub const ASYNC_DIO: u32 = 1 << 15;
     pub const PARALLEL_DIROPS: u32 = 1 << 18;
     pub const MAX_PAGES: u32 = 1 << 22;
+    pub const INIT_EXT: u32 = 1 << 30;
+    /// In `flags2`.
+    pub const OVER_IO_URING: u32 = 1 << (41 - 32);
 }
 
 pub const FOPEN_DIRECT_IO: u32 = 1 << 0;
@@ -102,3 +124,7 @@ pub const FATTR_SIZE: u32 = 1 << 3;
 
 /// `_IOR(229, 0, u32)`: makes a new /dev/fuse descriptor one more queue of a connection.
 pub const DEV_IOC_CLONE: libc::c_ulong = 0x8004_e500;
+
+/// Commands of io_uring entries.
+pub const RING_REGISTER: u32 = 1;
+pub const RING_COMMIT_AND_FETCH: u32 = 2;

@@ -5,14 +5,15 @@
 use std::cell::RefCell;
 use std::io::IoSlice;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use rustix::io::Errno;
 use thinmap_runtime::{IoBuf, Waker, WriteBatch};
 use zerocopy::{Immutable, IntoBytes};
 
-use super::abi::OutHeader;
+use super::abi::{OutHeader, WriteOut};
+use super::uring::{self, Replies, Reply, is_ring_tag};
 
 /// One descriptor.
 pub(crate) struct Channel {
@@ -23,6 +24,8 @@ pub(crate) struct Channel {
     /// The queue waits for in-flight requests: wake it at each end.
     waiting: AtomicBool,
     closing: AtomicBool,
+    /// Where answers to requests go that came over io_uring.
+    ring: OnceLock<Arc<Replies>>,
 }
 
 impl Channel {
@@ -33,6 +36,7 @@ impl Channel {
             in_flight: AtomicU64::new(0),
             waiting: AtomicBool::new(false),
             closing: AtomicBool::new(false),
+            ring: OnceLock::new(),
         })
     }
 
@@ -96,9 +100,32 @@ impl Channel {
         }
     }
 
+    pub(super) fn answer_over(&self, ring: Arc<Replies>) {
+        // Once per queue thread; a second one would be of a thread that failed.
+        let _ = self.ring.set(ring);
+    }
+
     /// A reply without content: `errno` 0 is success.
     pub(super) fn reply(&self, unique: u64, errno: i32) {
         self.send(unique, -errno, &[], IoBuf::empty());
+    }
+
+    /// An error for a request that has a buffer, which goes back where it came from.
+    pub(super) fn reply_error(&self, unique: u64, errno: i32, buf: IoBuf) {
+        if is_ring_tag(unique) {
+            return self.send_over_ring(unique, -errno, &[], buf, false);
+        }
+        self.reply(unique, errno);
+    }
+
+    /// The reply to a write of all of `buf`, which goes back where it came from.
+    pub(super) fn reply_written(&self, unique: u64, buf: IoBuf) {
+        let size = u32::try_from(buf.len()).expect("a request is below 4 GiB");
+        let content = WriteOut { size, padding: 0 };
+        if is_ring_tag(unique) {
+            return self.send_over_ring(unique, 0, content.as_bytes(), buf, false);
+        }
+        self.reply_struct(unique, &content);
     }
 
     /// A reply with a buffer for its content.
@@ -110,6 +137,11 @@ impl Channel {
         if content.len() <= SMALL_BYTES_MAX {
             return self.send(unique, 0, content, IoBuf::empty());
         }
+        if is_ring_tag(unique) {
+            let mut buf = IoBuf::alloc(content.len());
+            buf.as_mut_slice().copy_from_slice(content);
+            return self.send(unique, 0, &[], buf);
+        }
         self.send_now(&out_header(unique, 0, content.len()), unique, content);
     }
 
@@ -120,6 +152,10 @@ impl Channel {
     /// Sends `small` and then `content`: with others at the end of the turn on a thread that collects replies, at
     /// once on any other.
     fn send(&self, unique: u64, error: i32, small: &[u8], content: IoBuf) {
+        if is_ring_tag(unique) {
+            let sends_buf = !content.is_empty();
+            return self.send_over_ring(unique, error, small, content, sends_buf);
+        }
         let mut head = [0; WriteBatch::HEAD_BYTES_MAX];
         let head_len = HEADER_BYTES + small.len();
         let header = out_header(unique, error, small.len() + content.len());
@@ -138,6 +174,20 @@ impl Channel {
         if let Some(content) = left {
             self.write_now(&[&head[..head_len], content.as_slice()], unique);
         }
+    }
+
+    fn send_over_ring(&self, tag: u64, error: i32, content: &[u8], buf: IoBuf, sends_buf: bool) {
+        let ring = self.ring.get().expect("the request came over it");
+        let mut small = [0; uring::SMALL_BYTES_MAX];
+        small[..content.len()].copy_from_slice(content);
+        ring.push(Reply {
+            tag,
+            error,
+            small,
+            small_len: content.len(),
+            buf,
+            sends_buf,
+        });
     }
 
     fn send_now(&self, header: &OutHeader, unique: u64, content: &[u8]) {

@@ -7,7 +7,7 @@ use thinmap_runtime::IoBuf;
 use thinmap_units::{BlkStatus, Sector};
 use zerocopy::FromBytes;
 
-use super::abi::{FallocateIn, InHeader, ReadWriteIn, WriteOut};
+use super::abi::{FallocateIn, InHeader, ReadWriteIn};
 use super::channel::Channel;
 use super::file::{DeviceFile, Geometry};
 use super::queue::Queue;
@@ -56,18 +56,12 @@ impl Sinks {
 impl EndIo for Sink {
     fn end_io(self: Arc<Self>, mut io: Io, tag: u64, status: BlkStatus) {
         let bytes = io.buf.len();
+        let buf = std::mem::replace(&mut io.buf, IoBuf::empty());
         match (status, self.reply) {
-            (BlkStatus::Ok, Reply::Data) => {
-                let content = std::mem::replace(&mut io.buf, IoBuf::empty());
-                self.channel.reply_data(tag, content);
-            }
-            (BlkStatus::Ok, Reply::Written) => {
-                let size = u32::try_from(bytes).expect("a request is below 4 GiB");
-                self.channel
-                    .reply_struct(tag, &WriteOut { size, padding: 0 });
-            }
+            (BlkStatus::Ok, Reply::Data) => self.channel.reply_data(tag, buf),
+            (BlkStatus::Ok, Reply::Written) => self.channel.reply_written(tag, buf),
             (BlkStatus::Ok, Reply::Nothing) => self.channel.reply(tag, 0),
-            (failed, _) => self.channel.reply(tag, errno_of(failed)),
+            (failed, _) => self.channel.reply_error(tag, errno_of(failed), buf),
         }
         // The buffer goes back to its pool before its bytes are counted out.
         drop(io);
@@ -118,7 +112,7 @@ impl Queue {
             return self.channel.reply(header.unique, 0);
         }
         if is_aligned(&geometry, args.offset, len) {
-            let buf = self.buffers.take(len as usize);
+            let buf = self.take_buffer(header.unique, len as usize);
             self.channel.begin(buf.len());
             device.submit(Io::read(
                 Sector::from_bytes(args.offset),
@@ -169,13 +163,13 @@ impl Queue {
             no_unmap: false,
         };
         if is_aligned(&geometry, args.offset, len) {
-            let buf = self.take_payload(len as usize);
+            let buf = self.take_payload(header.unique, len as usize);
             self.channel.begin(buf.len());
             let mut io = Io::write(Sector::from_bytes(args.offset), buf, sink, header.unique);
             io.flags = flags;
             device.submit(io);
         } else {
-            let data = self.payload(len as usize).to_vec();
+            let data = self.payload(header.unique, len as usize).to_vec();
             UnalignedWrite::start(
                 &self.channel,
                 file,

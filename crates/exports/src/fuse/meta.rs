@@ -7,8 +7,8 @@ use zerocopy::{FromBytes, IntoBytes};
 
 use super::abi::{self, opcode};
 use super::abi::{
-    Attr, AttrOut, DirentHead, EntryOut, InHeader, InitIn, InitOut, LseekIn, OpenOut, ReadWriteIn,
-    SetattrIn, StatfsOut,
+    Attr, AttrOut, DirentHead, EntryOut, InHeader, InitIn, InitInMore, InitOut, LseekIn, OpenOut,
+    ReadWriteIn, SetattrIn, StatfsOut,
 };
 use super::file::DeviceFile;
 use super::queue::Queue;
@@ -50,10 +50,14 @@ impl Queue {
             Ok(content) => self.channel.reply_bytes(unique, &content),
             Err(errno) => self.channel.reply(unique, errno),
         }
+        if header.opcode == opcode::INIT {
+            // The kernel takes entries once it has our answer.
+            self.ringing.answered(self.agreed);
+        }
     }
 
-    fn init(&self, args: &[u8]) -> Answer {
-        let (init, _) = InitIn::read_from_prefix(args).map_err(|_| libc::EIO)?;
+    fn init(&mut self, args: &[u8]) -> Answer {
+        let (init, more) = InitIn::read_from_prefix(args).map_err(|_| libc::EIO)?;
         if init.major != abi::MAJOR {
             // The kernel asks again with our major number when its own is newer.
             let out = InitOut {
@@ -63,11 +67,21 @@ impl Queue {
             };
             return Ok(out.as_bytes().to_vec());
         }
+        let offered = init.flags & abi::init_flag::INIT_EXT != 0
+            && InitInMore::read_from_prefix(more)
+                .is_ok_and(|(more, _)| more.flags2 & abi::init_flag::OVER_IO_URING != 0);
+        self.agreed = offered && self.ringing.is_wanted();
+        let (more_flags, flags2) = if self.agreed {
+            (abi::init_flag::INIT_EXT, abi::init_flag::OVER_IO_URING)
+        } else {
+            (0, 0)
+        };
         let out = InitOut {
             major: abi::MAJOR,
             minor: abi::MINOR,
             max_readahead: init.max_readahead,
-            flags: init.flags & WANTED_FLAGS,
+            flags: init.flags & (WANTED_FLAGS | more_flags),
+            flags2,
             max_background: MAX_BACKGROUND,
             congestion_threshold: MAX_BACKGROUND / 4 * 3,
             max_write: REQUEST_BYTES_MAX as u32,

@@ -12,8 +12,10 @@ mod meta;
 mod mount;
 mod nodes;
 mod queue;
+mod ringing;
 mod server;
 mod unaligned;
+mod uring;
 
 pub(crate) use file::{DeviceFile, Geometry};
 pub(crate) use mount::{mounts_at, unmount_lazily};

@@ -15,7 +15,9 @@ use super::abi::{InHeader, WRITE_HEAD_BYTES, opcode};
 use super::channel::{self, Channel};
 use super::data::Sinks;
 use super::file::Files;
+use super::ringing::Ringing;
 use super::server::REQUEST_BYTES_MAX;
+use super::uring::{RingQueue, RingRequest, is_ring_tag};
 
 /// One queue's handler.
 pub(super) struct Queue {
@@ -27,11 +29,22 @@ pub(super) struct Queue {
     head: [u8; WRITE_HEAD_BYTES],
     /// Where the next request's data goes: page-aligned, so that a large write goes on to the backing from here.
     payload: IoBuf,
+    /// Which of the queue threads this is, and of how many.
+    place: (usize, usize),
+    pub(super) ringing: Arc<Ringing>,
+    /// io_uring was agreed on in the handshake.
+    pub(super) agreed: bool,
+    ring: Option<RingQueue>,
     gone: bool,
 }
 
 impl Queue {
-    pub(super) fn new(channel: Arc<Channel>, files: Arc<Files>) -> Self {
+    pub(super) fn new(
+        channel: Arc<Channel>,
+        files: Arc<Files>,
+        ringing: Arc<Ringing>,
+        place: (usize, usize),
+    ) -> Self {
         let buffers = Buffers::new();
         let payload = buffers.take(REQUEST_BYTES_MAX);
         channel::collect_replies(&channel);
@@ -42,6 +55,10 @@ impl Queue {
             buffers,
             head: [0; WRITE_HEAD_BYTES],
             payload,
+            place,
+            ringing,
+            agreed: false,
+            ring: None,
             gone: false,
         }
     }
@@ -106,7 +123,10 @@ impl Queue {
 
     /// The data of the write just received: small ones copied out, so that one busy device does not pin a
     /// large buffer for each 4 KiB; large ones go on in the buffer they came in.
-    pub(super) fn take_payload(&mut self, len: usize) -> IoBuf {
+    pub(super) fn take_payload(&mut self, tag: u64, len: usize) -> IoBuf {
+        if let Some(ring) = self.ring.as_mut().filter(|_| is_ring_tag(tag)) {
+            return ring.take_payload(tag, len);
+        }
         if len <= COPY_BYTES_MAX {
             let mut buf = self.buffers.take(len);
             buf.as_mut_slice()
@@ -118,8 +138,19 @@ impl Queue {
         full.split_to(len)
     }
 
-    pub(super) fn payload(&self, len: usize) -> &[u8] {
-        &self.payload.as_slice()[..len]
+    pub(super) fn payload(&self, tag: u64, len: usize) -> &[u8] {
+        match &self.ring {
+            Some(ring) if is_ring_tag(tag) => ring.payload(tag, len),
+            _ => &self.payload.as_slice()[..len],
+        }
+    }
+
+    /// A buffer for what a request reads.
+    pub(super) fn take_buffer(&mut self, tag: u64, len: usize) -> IoBuf {
+        match &mut self.ring {
+            Some(ring) if is_ring_tag(tag) => ring.take_payload(tag, len),
+            _ => self.buffers.take(len),
+        }
     }
 }
 
@@ -128,12 +159,18 @@ impl QueueHandler for Queue {
         let turn = self.take_requests();
         // Also what has ended since the last turn.
         channel::send_replies();
+        if let Some(ring) = &mut self.ring {
+            ring.send_replies();
+        }
         turn
     }
 
     fn poll(&self, out: &mut Vec<(RawFd, i16)>) {
         if !self.gone && !self.channel.is_full() {
             out.push((self.channel.raw_fd(), libc::POLLIN));
+        }
+        if let Some(ring) = self.ring.as_ref().filter(|_| !self.gone) {
+            out.push((ring.raw_fd(), libc::POLLIN));
         }
     }
 }
@@ -149,6 +186,23 @@ impl Queue {
                 Turn::Idle
             };
         }
+        if self.ring.is_some() {
+            match self.take_from_ring() {
+                Some(turn) => return turn,
+                // Here come only requests that the kernel does not send over the ring: forgotten and interrupted ones.
+                None if !self.take_one() => {
+                    return if self.gone { Turn::Again } else { Turn::Idle };
+                }
+                None => return Turn::Again,
+            }
+        }
+        if let Some(queues) = self.ringing.to_register() {
+            let (first, step) = self.place;
+            let ring = RingQueue::register(&self.channel, first, step, queues);
+            self.ringing
+                .registered(ring.map(|ring| self.ring = Some(ring)));
+            return Turn::Again;
+        }
         for _ in 0..BATCH {
             if self.channel.is_full() {
                 return Turn::Idle;
@@ -158,6 +212,38 @@ impl Queue {
             }
         }
         Turn::Again
+    }
+}
+
+impl Queue {
+    /// A batch of requests out of the ring; `None` when there were none.
+    fn take_from_ring(&mut self) -> Option<Turn> {
+        for taken in 0..BATCH {
+            let ring = self.ring.as_mut()?;
+            match ring.next() {
+                Ok(Some(request)) => self.route_ring(&request),
+                Ok(None) if taken == 0 => return None,
+                Ok(None) => break,
+                Err(()) => {
+                    self.gone = true;
+                    break;
+                }
+            }
+        }
+        Some(Turn::Again)
+    }
+
+    fn route_ring(&mut self, request: &RingRequest) {
+        let header = &request.header;
+        let op_in = &request.op_in[..request.op_in_len];
+        if header.opcode == opcode::WRITE {
+            return self.write(header, op_in, request.payload_len);
+        }
+        if request.payload_len == 0 {
+            return self.dispatch(header, op_in);
+        }
+        let args = [op_in, self.payload(header.unique, request.payload_len)].concat();
+        self.dispatch(header, &args);
     }
 }
 
@@ -222,4 +308,4 @@ const BATCH: usize = 8;
 /// Writes up to this size are copied once.
 const COPY_BYTES_MAX: usize = 16 << 10;
 /// Count and bytes of the buffers made ahead; memory is touched at first use only.
-const CLASSES: [(usize, usize); 3] = [(256, 4 << 10), (64, 64 << 10), (16, REQUEST_BYTES_MAX)];
+const CLASSES: [(usize, usize); 3] = [(256, 4 << 10), (64, 64 << 10), (64, REQUEST_BYTES_MAX)];

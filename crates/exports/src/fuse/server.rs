@@ -10,6 +10,8 @@ use super::channel::Channel;
 use super::file::{DeviceFile, Files};
 use super::mount::{self, MountError};
 use super::queue::Queue;
+use super::ringing::Ringing;
+use super::uring;
 
 /// A running FUSE file system.
 pub(crate) struct FuseServer {
@@ -19,8 +21,33 @@ pub(crate) struct FuseServer {
 }
 
 impl FuseServer {
-    /// Mounts on `dir` and starts `queues` threads (at least one).
+    /// Mounts on `dir` and starts `queues` threads (at least one); over io_uring where the kernel is allowed to.
     pub(crate) fn start(dir: &Path, queues: usize) -> Result<Arc<Self>, MountError> {
+        if uring::is_allowed()
+            && let Some(kernel_queues) = uring::kernel_queues()
+        {
+            let ringing = Ringing::new(Some(kernel_queues));
+            let server = Self::start_with(dir, queues, &ringing)?;
+            match ringing.wait() {
+                Ok(true) => {
+                    tracing::debug!("FUSE requests come over io_uring");
+                    return Ok(server);
+                }
+                Ok(false) => return Ok(server),
+                Err(error) => {
+                    tracing::warn!(%error, "FUSE over io_uring does not work here: done without");
+                    server.shutdown();
+                }
+            }
+        }
+        Self::start_with(dir, queues, &Ringing::new(None))
+    }
+
+    fn start_with(
+        dir: &Path,
+        queues: usize,
+        ringing: &Arc<Ringing>,
+    ) -> Result<Arc<Self>, MountError> {
         let first = mount::mount(dir)?;
         let server = Arc::new(Self {
             dir: dir.to_owned(),
@@ -33,11 +60,20 @@ impl FuseServer {
             descriptors.push(mount::clone_connection(&first)?);
         }
         descriptors.push(first);
-        for (number, fd) in descriptors.into_iter().enumerate() {
+        let mut channels = Vec::new();
+        for fd in descriptors {
             let channel = Arc::new(Channel::new(fd)?);
+            ringing.add_channel(&channel);
+            channels.push(channel);
+        }
+        let count = channels.len();
+        for (number, channel) in channels.into_iter().enumerate() {
             let (for_queue, files) = (channel.clone(), server.files.clone());
+            let ringing = ringing.clone();
             let name = format!("thinmap-fuse{number}");
-            let handle = spawn_queue(&name, channel.waker(), move || Queue::new(for_queue, files))?;
+            let handle = spawn_queue(&name, channel.waker(), move || {
+                Queue::new(for_queue, files, ringing, (number, count))
+            })?;
             server.running.lock().push((channel, handle));
         }
         Ok(server)
@@ -97,4 +133,4 @@ impl Drop for FuseServer {
 }
 
 /// Data of one request, in bytes.
-pub(super) const REQUEST_BYTES_MAX: usize = 1 << 20;
+pub(super) const REQUEST_BYTES_MAX: usize = 256 << 10;
