@@ -61,6 +61,7 @@ def main():
     try:
         with World(options.backing) as world:
             around = environment.look(options.backing)
+            environment.touch_memory("/dev/shm")
             for number, row in enumerate(rows, 1):
                 print(f"[{number}/{len(rows)}] {row.name}: {row.title}", flush=True)
                 results.append(report.Result(row, measure_row(world, row, effort, _tell)))

@@ -203,15 +203,27 @@ impl Queue {
                 .registered(ring.map(|ring| self.ring = Some(ring)));
             return Turn::Again;
         }
-        for _ in 0..BATCH {
+        for taken in 0..BATCH {
             if self.channel.is_full() {
                 return Turn::Idle;
             }
             if !self.take_one() {
-                return if self.gone { Turn::Again } else { Turn::Idle };
+                return self.nothing_more(taken > 0);
             }
         }
         Turn::Again
+    }
+
+    /// No request is there now; in this turn some were `found` or not.
+    fn nothing_more(&self, found: bool) -> Turn {
+        if self.gone {
+            Turn::Again
+        } else if self.channel.is_idle() {
+            Turn::Watch { found }
+        } else {
+            // Others work on requests, and may need this processor for it.
+            Turn::Idle
+        }
     }
 }
 

@@ -498,7 +498,8 @@ impl Connection {
 
     /// Whether a request is with the device, or its reply not sent.
     pub fn is_busy(&self) -> bool {
-        self.in_flight() > 0 || !self.replies.is_empty()
+        let arriving = usize::from(matches!(self.state, State::Payload { .. }));
+        self.in_flight() > arriving || !self.replies.is_empty()
     }
 
     fn in_flight(&self) -> usize {
