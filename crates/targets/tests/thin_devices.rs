@@ -348,14 +348,15 @@ impl Watched {
 
 /// A pool of `blocks` on an empty file in `dir`, with a volume of eight blocks.
 fn on_a_file(dir: &std::path::Path, blocks: u64, test: impl Fn(&Lab, &Arc<Watched>)) {
-    let file = tempfile::NamedTempFile::new_in(dir).unwrap();
-    file.as_file().set_len(blocks * BLOCK * 512).unwrap();
+    let file = tempfile::NamedTempFile::new_in(dir).expect("a file");
+    let size = blocks * BLOCK * 512;
+    file.as_file().set_len(size).expect("its size");
     let mode = OpenMode {
         read_only: false,
         exclusive: true,
     };
     let data = Arc::new(Watched {
-        below: FileDevice::open(file.path(), mode).unwrap(),
+        below: FileDevice::open(file.path(), mode).expect("the file"),
         written: AtomicU32::new(0),
         copies: AtomicBool::new(true),
     });
