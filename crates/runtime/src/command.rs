@@ -106,7 +106,7 @@ impl WideCommandRing {
     /// Queues a command to the driver behind `fd`, with the address of `parts`, if any; `user_data` comes back with its result.
     ///
     /// # Safety
-    /// `parts` must stay valid until the next [`submit`](Self::submit) has returned; memory that they or the command name,
+    /// `parts` must stay valid until the next [`submit_all`](Self::submit_all) has returned; memory that they or the command name,
     /// until its result has come.
     pub unsafe fn push(
         &mut self,
@@ -143,6 +143,14 @@ impl WideCommandRing {
         drop(submission);
         if !nothing_to_do {
             self.enter();
+        }
+    }
+
+    /// The same, until the kernel has taken every one.
+    pub fn submit_all(&mut self) {
+        while !self.uring.submission().is_empty() {
+            self.enter();
+            std::thread::yield_now();
         }
     }
 

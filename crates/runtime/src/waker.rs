@@ -1,7 +1,7 @@
 //! Wakes a sleeping queue thread: an eventfd, written only when its reader may be asleep.
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, Ordering, fence};
 
 use rustix::event::{EventfdFlags, eventfd};
 
@@ -36,6 +36,8 @@ impl Waker {
 
     /// Makes the thread run once more, now or as soon as its present run ends.
     pub fn wake(&self) {
+        // What the caller stored before must be seen by a thread that was woken before and is about to look.
+        fence(Ordering::SeqCst);
         let update = self
             .state
             .fetch_update(Ordering::AcqRel, Ordering::Acquire, |state| match state {
@@ -53,15 +55,17 @@ impl Waker {
     pub fn clear(&self) {
         if self.state.load(Ordering::Acquire) == WRITTEN {
             self.take_count();
-            self.state.store(LISTENING, Ordering::Release);
+            self.state.store(LISTENING, Ordering::SeqCst);
+            fence(Ordering::SeqCst);
         }
     }
 
     /// Called by the thread before it looks for work: it is up until [`may_sleep`](Self::may_sleep) says otherwise.
     pub fn stay_up(&self) {
-        if self.state.swap(UP, Ordering::AcqRel) == WRITTEN {
+        if self.state.swap(UP, Ordering::SeqCst) == WRITTEN {
             self.take_count();
         }
+        fence(Ordering::SeqCst);
     }
 
     /// `true`: nobody has woken the thread since it looked, it may poll the descriptor now. `false`: it must look again.

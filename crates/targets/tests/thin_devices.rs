@@ -304,6 +304,7 @@ struct Watched {
     below: FileDevice,
     written: AtomicU32,
     copies: AtomicBool,
+    fails: AtomicBool,
 }
 
 impl BlockDevice for Watched {
@@ -319,6 +320,9 @@ impl BlockDevice for Watched {
         if io.op == Op::Write {
             let sectors = io.sectors.raw() as u32;
             self.written.fetch_add(sectors, Ordering::SeqCst);
+            if self.fails.load(Ordering::SeqCst) {
+                return io.complete(BlkStatus::NoSpc);
+            }
         }
         self.below.submit(io);
     }
@@ -359,6 +363,7 @@ fn on_a_file(dir: &std::path::Path, blocks: u64, test: impl Fn(&Lab, &Arc<Watche
         below: FileDevice::open(file.path(), mode).expect("the file"),
         written: AtomicU32::new(0),
         copies: AtomicBool::new(true),
+        fails: AtomicBool::new(false),
     });
     let lab = Lab::new();
     lab.memory("meta", 8192);
@@ -443,6 +448,34 @@ fn sharing_is_broken_inside_the_device_or_by_reading_and_writing() {
             let (bytes, _) = read_bytes(&*snap, 0, 4 * BLOCK);
             assert!(bytes.iter().all(|b| *b == 1), "{dir:?}");
             for dev in [&snap, &t, &pool] {
+                dev.destroy();
+            }
+        });
+    }
+}
+
+#[test]
+fn a_whole_block_over_an_origin_is_written_before_it_is_mapped() {
+    for features in ["0", "1 skip_block_zeroing"] {
+        on_a_file(std::path::Path::new("/dev/shm"), 16, |lab, data| {
+            lab.memory("origin", 1024);
+            let origin = lab.live("o", "0 1024 linear origin 0");
+            assert!(write_fill(&*origin, 0, 1024, 5).is_ok());
+            let table = format!("0 2048 thin-pool meta data 128 0 {features}");
+            let pool = lab.live("pool", &table);
+            message(&pool, "create_thin 0").unwrap();
+            let t = lab.live("t", "0 1024 thin pool 0 origin");
+            data.fails.store(true, Ordering::SeqCst);
+            assert!(!write_fill(&*t, BLOCK, BLOCK, 9).is_ok());
+            data.fails.store(false, Ordering::SeqCst);
+            let (bytes, status) = read_bytes(&*t, BLOCK, BLOCK);
+            assert!(status.is_ok());
+            assert!(bytes.iter().all(|b| *b == 5), "the origin shows through");
+            assert!(write_fill(&*t, BLOCK, BLOCK, 9).is_ok());
+            let (bytes, _) = read_bytes(&*t, 0, 3 * BLOCK);
+            let at = |sector: u64| bytes[sector as usize * 512];
+            assert_eq!((at(127), at(128), at(255), at(256)), (5, 9, 9, 5));
+            for dev in [&t, &pool, &origin] {
                 dev.destroy();
             }
         });

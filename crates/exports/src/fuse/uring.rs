@@ -87,7 +87,9 @@ pub(super) struct RingQueue {
     /// Never moved; the kernel has the addresses.
     heads: ManuallyDrop<Box<[UnsafeCell<RingHead>]>>,
     entries: ManuallyDrop<Vec<Entry>>,
-    /// Entries whose command is in the kernel.
+    /// Requests that came while entries were still being offered.
+    early: Vec<(u64, i32)>,
+    /// Entries whose command is in the kernel, or among the `early`.
     in_kernel: usize,
 }
 
@@ -99,7 +101,12 @@ impl RingQueue {
         step: usize,
         queues: usize,
     ) -> std::io::Result<Self> {
-        let each = (ENTRIES_MAX / queues.max(1)).clamp(ENTRIES_PER_QUEUE_MIN, ENTRIES_PER_QUEUE);
+        if queues > QUEUES_MAX {
+            return Err(std::io::Error::other(format!(
+                "{queues} possible processors, at most {QUEUES_MAX} are served over the ring"
+            )));
+        }
+        let each = ENTRIES_PER_QUEUE;
         let qids: Vec<u16> = (first..queues)
             .step_by(step)
             .filter_map(|qid| u16::try_from(qid).ok())
@@ -129,6 +136,7 @@ impl RingQueue {
             taken: Vec::new(),
             heads: ManuallyDrop::new(std::iter::repeat_with(zeroed).take(count).collect()),
             entries: ManuallyDrop::new(entries),
+            early: Vec::new(),
             in_kernel: 0,
         };
         queue.offer_all()?;
@@ -157,14 +165,16 @@ impl RingQueue {
             self.push(index, abi::RING_REGISTER, Some(parts));
         }
         // After this the kernel has read `parts`.
-        self.ring.submit();
-        // A refusal comes at once; what is accepted comes back with a request.
+        self.ring.submit_all();
+        // A refusal comes at once; what is accepted comes back with a request, the first maybe already.
         let mut refused = None;
         while let Some((index, result)) = self.ring.next_result() {
-            self.in_kernel -= 1;
-            self.entries[index as usize].ours = true;
             if result < 0 {
+                self.in_kernel -= 1;
+                self.entries[index as usize].ours = true;
                 refused = Some(std::io::Error::from_raw_os_error(-result));
+            } else {
+                self.early.push((index, result));
             }
         }
         refused.map_or(Ok(()), Err)
@@ -191,7 +201,7 @@ impl RingQueue {
 
     /// The next request; `Err` when the kernel takes no more part: the mount is gone.
     pub(super) fn next(&mut self) -> Result<Option<RingRequest>, ()> {
-        while let Some((index, result)) = self.ring.next_result() {
+        while let Some((index, result)) = self.early.pop().or_else(|| self.ring.next_result()) {
             self.in_kernel -= 1;
             let index = index as usize;
             let entry = &mut self.entries[index];
@@ -343,9 +353,8 @@ const POSSIBLE: &str = "/sys/devices/system/cpu/possible";
 const ENTRY_BYTES: usize = REQUEST_BYTES_MAX + 4096;
 /// As many as two devices can have in flight, so that one that stalls does not stall the others.
 const ENTRIES_PER_QUEUE: usize = 256;
-const ENTRIES_PER_QUEUE_MIN: usize = 16;
-/// On machines with many processors each gets fewer.
-const ENTRIES_MAX: usize = 16_384;
+/// Queues that there is memory for: 1 GiB of addresses in all, used as far as entries have ever carried a payload.
+const QUEUES_MAX: usize = 16;
 
 #[cfg(test)]
 mod tests {

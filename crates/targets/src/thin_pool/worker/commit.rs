@@ -1,8 +1,8 @@
 //! Commits, allocation, and the changes of mode that they lead to.
 //!
 //! CRASH: the order of a commit is: freeze the transaction, flush the data device, write the metadata, tell those
-//! who waited. Every mapping in the transaction was inserted after its data had been written, so the flush makes that data
-//! durable before anything durable points to it; and the guest's flushes that wait need no flush of their own.
+//! who waited. What a mapping's block was filled with was written before the mapping was inserted, so the flush makes it
+//! durable before anything durable points to it; and writes that ended before the guest's flushes came are in the flush too.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
@@ -183,6 +183,10 @@ impl Worker<'_> {
                 self.set_mode(Mode::OutOfDataSpace);
                 return Err(NoBlock::NoSpace);
             }
+            return Err(NoBlock::Failed);
+        }
+        // Finding space is work on the metadata, which may have failed.
+        if self.pool.mode() != Mode::Write {
             return Err(NoBlock::Failed);
         }
         // Before the metadata reserve is touched what there is gets committed, which may free some. Where it is

@@ -136,7 +136,8 @@ impl Worker<'_> {
         self.state.finding_metadata = true;
         let mut room = false;
         while !room && self.deletion_goes_on() {
-            self.take_steps(STEPS_A_COMMIT);
+            // Every step lives on the reserve, which may be small.
+            self.take_steps(1);
             room = self.commit() && metadata_room(&self.pool.metadata.read()) > 0;
         }
         self.state.finding_metadata = false;

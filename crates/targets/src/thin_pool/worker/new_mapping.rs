@@ -1,7 +1,8 @@
 //! New mappings: provisioning a block, and breaking the sharing of one.
 //!
 //! A job holds the block's cell, fills the new data block (zeroes, a copy, the guest's own data), and only then has
-//! the mapping inserted; then the guest's request ends and the cell is released.
+//! the mapping inserted; then the guest's request ends and the cell is released. Where nothing has to be filled (a hole that reads as
+//! the unmapped block did, or a pool that does not zero) the mapping comes first and the guest's request goes its usual way.
 //!
 //! CRASH: until the commit after the insertion nothing durable points to the new block. A power cut before it leaves the
 //! volume as it was: unmapped, or mapped to the old block, which nobody has written to since it became shared.
@@ -46,8 +47,10 @@ impl Worker<'_> {
             || mapping.port.volume.zero_always.load(SeqCst)
             || io.op == Op::WriteZeroes;
         let covered = io.sectors == block && io.op == Op::Write;
+        // CRASH: with the mapping first, the block may durably be mapped without the guest's data. That is only right where what it
+        // then reads as is what it read as before: not over an origin.
         // What is to be zeroed may be so already: a sparse file's block that nothing was ever written to.
-        if (covered || origin.is_none()) && (!zero || self.is_hole(mapping.data)) {
+        if origin.is_none() && (!zero || self.is_hole(mapping.data)) {
             return self.insert_then_write(mapping, io);
         }
         self.hold_cell(&mapping);
