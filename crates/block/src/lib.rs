@@ -14,5 +14,7 @@ mod sync;
 pub use device::{BlockDevice, Extent, out_of_range};
 pub use io::{EndIo, Io, IoFlags, Op};
 pub use limits::{QueueLimits, SECTORS_UNLIMITED};
-pub use queue::{QueueHandle, QueueHandler, Turn, on_queue_thread, spawn_queue};
+pub use queue::{
+    QueueHandle, QueueHandler, Turn, leave_large_copies, on_queue_thread, spawn_queue,
+};
 pub use sync::{flush, read, submit_all_and_wait, submit_and_wait, write};

@@ -1,7 +1,7 @@
 //! Queue threads: each serves one queue of an export and carries one io_uring for all file I/O that is
 //! submitted on it. Threads without a ring hand their file I/O to one service queue.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::os::fd::RawFd;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -62,6 +62,7 @@ impl QueueHandle {
 
 thread_local! {
     static RING: RefCell<Option<Ring<FileIo>>> = const { RefCell::new(None) };
+    static LEAVES_COPIES: Cell<bool> = const { Cell::new(false) };
 }
 
 /// Whether the calling thread is a queue thread, where waiting for I/O would wait for itself.
@@ -220,12 +221,29 @@ fn with_ring<R>(f: impl FnOnce(&mut Ring<FileIo>) -> R) -> R {
     RING.with_borrow_mut(|ring| f(ring.as_mut().expect("called on a queue thread")))
 }
 
+/// Tells whether files in memory copy the data of large requests on this queue thread, or leave that to threads of the kernel.
+///
+/// For a handler whose turns move the data themselves, as through a socket: both then go on at once. Where several queues have
+/// work for the processors it costs more than it gives.
+pub fn leave_large_copies(yes: bool) {
+    LEAVES_COPIES.set(yes);
+}
+
+/// Whether this thread has better to do than to copy `bytes` of a request.
+pub(crate) fn leaves_copies(bytes: u64) -> bool {
+    LEAVES_COPIES.get() && bytes >= BESIDE_BYTES_MIN
+}
+
 /// Starts a file operation on this thread's ring, or on the service queue when it has none.
 pub(crate) fn start(mut file_io: FileIo) {
     let rest = RING.with_borrow_mut(|ring| match ring.as_mut() {
         Some(ring) => {
             let (fd, op, offset, buf) = file_io.operation();
-            ring.push(&fd, op, offset, buf, file_io);
+            if file_io.is_inline() {
+                ring.push_beside(&fd, op, offset, buf, file_io);
+            } else {
+                ring.push(&fd, op, offset, buf, file_io);
+            }
             None
         }
         None => Some(file_io),
@@ -290,6 +308,8 @@ impl QueueHandler for ServiceHandler {
 }
 
 const POLLIN: i16 = 1;
+/// A copy shorter than this is done sooner than told to another thread.
+const BESIDE_BYTES_MIN: u64 = 64 << 10;
 const RING_ENTRIES: u32 = 256;
 /// Deep stacks of mapped devices recurse, some hundred bytes a level.
 const QUEUE_STACK_BYTES: usize = 16 << 20;

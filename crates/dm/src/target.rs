@@ -147,6 +147,16 @@ pub trait Target: Send + Sync {
     /// request that it remaps, a target pushes itself with [`Io::push_end_io`].
     fn map(&self, io: Io) -> MapOutcome<'_>;
 
+    /// Takes a read or write inside the line that spans chunks ([`Target::split_at`]), when it can go on whole and at
+    /// once; otherwise gives it back, as the default does, and gets it in pieces.
+    #[expect(
+        clippy::result_large_err,
+        reason = "both outcomes carry the request, moved not boxed"
+    )]
+    fn map_across(&self, io: Io) -> Result<MapOutcome<'_>, Io> {
+        Err(io)
+    }
+
     /// Requests of this kind are cut at multiples of this many sectors, counted from the line's begin; `None` when they
     /// need not be cut.
     fn split_at(&self, op: Op) -> Option<Sector> {

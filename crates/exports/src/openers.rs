@@ -15,6 +15,8 @@ use parking_lot::Mutex;
 use rustix::fs::{AtFlags, CWD, FileType, StatxFlags};
 use thinmap_units::DevNo;
 
+use crate::dev_node;
+
 /// One line of a mountinfo file.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct MountLine {
@@ -123,6 +125,27 @@ pub(crate) fn count_now(dev: DevNo, node: &Path) -> u32 {
     count
 }
 
+/// Whether somebody uses `dev` and goes on with it for more than a moment.
+///
+/// Programs that look at every block device there is (blkid, lvm2, udev's helpers) open a device for less than a few milliseconds:
+/// whoever removes a device should not have to try again for their sake.
+pub(crate) fn is_in_use(dev: DevNo, node: &Path) -> bool {
+    // Whoever has claimed the device (mount, swap) shows in the second, in whatever namespace.
+    lasts(|| count_now(dev, node) > 0 || dev_node::is_claimed(node))
+}
+
+fn lasts(used: impl Fn() -> bool) -> bool {
+    let mut looks = 1;
+    while used() {
+        if looks == LOOKS {
+            return true;
+        }
+        looks += 1;
+        std::thread::sleep(BETWEEN_LOOKS);
+    }
+    false
+}
+
 /// The system's users of block devices at one moment.
 struct Scan {
     descriptors: HashMap<DevNo, u32>,
@@ -206,6 +229,8 @@ fn block_dev_no(path: &Path) -> Option<DevNo> {
 
 static LAST: Mutex<Option<(Instant, Scan)>> = Mutex::new(None);
 const KEEP: Duration = Duration::from_millis(10);
+const LOOKS: u32 = 4;
+const BETWEEN_LOOKS: Duration = Duration::from_millis(10);
 
 #[cfg(test)]
 mod tests {
@@ -223,6 +248,19 @@ mod tests {
             (mounts[0].fs_type.as_str(), mounts[0].source.as_path()),
             ("ext4", Path::new("/dev/loop3"))
         );
+    }
+
+    #[test]
+    fn who_passes_by_is_not_waited_for_long() {
+        let looks = std::cell::Cell::new(0);
+        let used_for = |n| {
+            looks.set(0);
+            lasts(|| looks.replace(looks.get() + 1) < n)
+        };
+        assert!(!used_for(0));
+        assert!(!used_for(LOOKS - 1));
+        assert!(used_for(LOOKS));
+        assert_eq!(looks.get(), LOOKS);
     }
 
     #[test]

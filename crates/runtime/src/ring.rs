@@ -78,11 +78,37 @@ impl<P> Ring<P> {
 
     /// Queues an operation at byte `offset`; [`Ring::submit`] sends it.
     pub fn push(&mut self, fd: &Arc<OwnedFd>, op: RingOp, offset: u64, buf: IoBuf, payload: P) {
+        self.push_with(fd, op, offset, buf, payload, squeue::Flags::empty());
+    }
+
+    /// The same for an operation that would be done on the spot: another thread of the kernel does it, beside this one.
+    pub fn push_beside(
+        &mut self,
+        fd: &Arc<OwnedFd>,
+        op: RingOp,
+        offset: u64,
+        buf: IoBuf,
+        payload: P,
+    ) {
+        self.push_with(fd, op, offset, buf, payload, squeue::Flags::ASYNC);
+    }
+
+    fn push_with(
+        &mut self,
+        fd: &Arc<OwnedFd>,
+        op: RingOp,
+        offset: u64,
+        buf: IoBuf,
+        payload: P,
+        flags: squeue::Flags,
+    ) {
         let slot = self.free.pop().unwrap_or_else(|| {
             self.slots.push(None);
             self.slots.len() - 1
         });
-        let entry = entry(fd.as_raw_fd(), op, offset, &buf).user_data(slot as u64);
+        let entry = entry(fd.as_raw_fd(), op, offset, &buf)
+            .flags(flags)
+            .user_data(slot as u64);
         self.slots[slot] = Some(InFlight {
             payload,
             buf,

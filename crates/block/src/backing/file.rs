@@ -275,7 +275,7 @@ impl FileIo {
     }
 
     fn start(mut self) {
-        if !self.inner.inline {
+        if !self.inner.inline || self.is_left_to_others() {
             queue::start(self);
             return;
         }
@@ -287,6 +287,15 @@ impl FileIo {
                 Err((io, status)) => return io.complete(status),
             }
         }
+    }
+
+    fn is_left_to_others(&self) -> bool {
+        matches!(self.io.op, Op::Read | Op::Write) && queue::leaves_copies(self.io.sectors.bytes())
+    }
+
+    /// Whether the file is in memory, where operations end on the spot.
+    pub(crate) fn is_inline(&self) -> bool {
+        self.inner.inline
     }
 
     /// The next operation: descriptor, what, byte offset, buffer.

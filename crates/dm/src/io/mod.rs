@@ -120,9 +120,21 @@ impl IoCore {
             Some(piece) if piece.sectors >= io.sectors => {
                 issue(piece.line, piece.limits, io);
             }
-            Some(_) => split::cut(self, live, io),
+            Some(piece) => self.route_across(live, piece.line, io),
             // The table shrank while the request was held.
             None => io.complete(BlkStatus::IoErr),
+        }
+    }
+
+    /// A request that spans pieces: whole if its target takes it so, else cut.
+    fn route_across(self: &Arc<Self>, live: &LiveTable, line: &Line, io: Io) {
+        let transfers = matches!(io.op, Op::Read | Op::Write);
+        if !transfers || io.sector + io.sectors > line.end() {
+            return split::cut(self, live, io);
+        }
+        match line.target.map_across(io) {
+            Ok(outcome) => carry_out(outcome),
+            Err(io) => split::cut(self, live, io),
         }
     }
 
@@ -220,7 +232,11 @@ fn issue(line: &Line, limits: crate::table::LineLimits, io: Io) {
 }
 
 fn map_to(line: &Line, io: Io) {
-    match line.target.map(io) {
+    carry_out(line.target.map(io));
+}
+
+fn carry_out(outcome: MapOutcome<'_>) {
+    match outcome {
         MapOutcome::Remapped(io, dev) => dev.submit(io),
         MapOutcome::Submitted => {}
         MapOutcome::Requeue(io) => io.complete(BlkStatus::Requeue),

@@ -272,14 +272,8 @@ impl BlockNode for LoopNode {
             return Ok(());
         }
         let busy = || NodeError::Busy { path: self.path() };
-        if !force {
-            if openers::count_now(self.dev_no(), &self.path()) > 0 {
-                return Err(busy());
-            }
-            // Whoever has claimed the device (mount, swap) shows here, in whatever namespace.
-            if dev_node::is_claimed(&self.path()) {
-                return Err(busy());
-            }
+        if !force && openers::is_in_use(self.dev_no(), &self.path()) {
+            return Err(busy());
         }
         let detached = self.detach(force)?;
         if !detached && !force {

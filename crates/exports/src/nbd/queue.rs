@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use rustix::event::Timespec;
 use rustix::event::epoll::{self, EventData, EventFlags};
-use thinmap_block::{EndIo, Io, QueueHandler, Turn};
+use thinmap_block::{EndIo, Io, QueueHandler, Turn, leave_large_copies};
 use thinmap_runtime::{IoBuf, Waker};
 use thinmap_units::BlkStatus;
 
@@ -120,10 +120,51 @@ impl EndIo for ConnectionSink {
     }
 }
 
+/// How many of a server's queues have work, counted by each as it finds some.
+#[derive(Default)]
+pub struct AtWork {
+    queues: Arc<AtomicUsize>,
+    counted: bool,
+}
+
+impl AtWork {
+    /// The same count for another queue.
+    pub fn beside(&self) -> Self {
+        Self {
+            queues: self.queues.clone(),
+            counted: false,
+        }
+    }
+
+    fn begin(&mut self) {
+        if !std::mem::replace(&mut self.counted, true) {
+            self.queues.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    fn end(&mut self) {
+        if std::mem::take(&mut self.counted) {
+            self.queues.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether no other queue has work.
+    fn alone(&self) -> bool {
+        self.queues.load(Ordering::Relaxed) == usize::from(self.counted)
+    }
+}
+
+impl Drop for AtWork {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
 /// The inside of a queue, on its thread.
 pub struct Queue {
     shared: Arc<QueueShared>,
     reaper: Arc<Reaper>,
+    at_work: AtWork,
     epoll: OwnedFd,
     connections: Vec<Option<Connection>>,
     free: Vec<usize>,
@@ -143,6 +184,7 @@ impl Queue {
     pub fn new(
         shared: Arc<QueueShared>,
         reaper: Arc<Reaper>,
+        at_work: AtWork,
         epoll: OwnedFd,
         extents: ExtentsSender,
     ) -> Self {
@@ -150,6 +192,7 @@ impl Queue {
         Self {
             shared,
             reaper,
+            at_work,
             epoll,
             connections: Vec::new(),
             free: Vec::new(),
@@ -319,6 +362,10 @@ impl QueueHandler for Queue {
         self.take_messages();
         self.take_events();
         let found = !self.active.is_empty();
+        if found {
+            self.at_work.begin();
+        }
+        leave_large_copies(self.at_work.alone());
         self.receive();
         // Devices that complete at once have answered by now: their replies go out in this turn.
         self.take_messages();
@@ -334,6 +381,7 @@ impl QueueHandler for Queue {
         if self.connections.iter().flatten().any(Connection::is_busy) {
             return Turn::Idle;
         }
+        self.at_work.end();
         Turn::Watch { found }
     }
 

@@ -16,7 +16,7 @@ use thinmap_runtime::Waker;
 
 use super::extents;
 use super::listener::{Door, Listener, Reaper};
-use super::queue::{Message, Queue, QueueShared};
+use super::queue::{AtWork, Message, Queue, QueueShared};
 use super::registry::{Drain, Registry, RenameError};
 use super::tls::{self, TlsConfig};
 
@@ -147,14 +147,16 @@ impl NbdServer {
             tcp_addr,
         };
         // From here on a failure drops `server`, which ends the threads that run.
+        let at_work = AtWork::default();
         for index in 0..config.queues.max(1) {
             let waker = Arc::new(Waker::new()?);
             let shared = Arc::new(QueueShared::new(waker.clone()));
             let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).map_err(std::io::Error::from)?;
             let (for_queue, reaper, sender) =
                 (shared.clone(), reaper.clone(), extents_sender.clone());
+            let at_work = at_work.beside();
             let handle = spawn_queue(&format!("nbd-{index}"), waker, move || {
-                Queue::new(for_queue, reaper, epoll, sender)
+                Queue::new(for_queue, reaper, at_work, epoll, sender)
             })?;
             server.queues.push((shared, handle));
         }

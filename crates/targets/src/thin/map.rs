@@ -8,8 +8,8 @@ use std::sync::atomic::Ordering::SeqCst;
 use parking_lot::RwLockReadGuard;
 use thinmap_block::{Io, Op};
 use thinmap_dm::MapOutcome;
-use thinmap_thin_metadata::{Lookup, MayRead, PoolMetadata};
-use thinmap_units::{BlkStatus, VirtBlock};
+use thinmap_thin_metadata::{Lookup, MayRead, PoolMetadata, Run};
+use thinmap_units::{BlkStatus, DataBlock, Sector, VirtBlock};
 
 use super::{OriginRead, Thin};
 use crate::thin_pool::Mode;
@@ -67,7 +67,67 @@ impl Thin {
         None
     }
 
-    fn map_block(&self, mut io: Io) -> MapOutcome<'_> {
+    /// A request over several blocks that lie in a row on the data device too and need nothing done: as one.
+    #[expect(
+        clippy::result_large_err,
+        reason = "both outcomes carry the request, moved not boxed"
+    )]
+    pub(super) fn map_run(&self, io: Io) -> Result<MapOutcome<'_>, Io> {
+        if self.port.is_requeuing() || self.pool.mode() == Mode::Fail {
+            return Err(io);
+        }
+        let geometry = self.pool.geometry;
+        let (v, at) = geometry.split(self.port.virtual_sector(&io));
+        let blocks = (at + io.sectors).raw().div_ceil(geometry.block().raw());
+        let volume = &self.port.volume;
+        let Some(metadata) = self.metadata_soon() else {
+            return Err(io);
+        };
+        // INVARIANT: as in `map_block`.
+        if self.pool.is_held(volume, VirtBlock(v), blocks) {
+            return Err(io);
+        }
+        match metadata.lookup_run(volume.id, VirtBlock(v), blocks, MayRead::No) {
+            Ok(Run {
+                first: Lookup::Mapped { data, shared },
+                blocks: found,
+            }) if found == blocks && self.needs_nothing(&io, shared) => {
+                self.remap(metadata, io, data, shared, at)
+            }
+            _ => Err(io),
+        }
+    }
+
+    /// Whether a request to a mapped block changes no metadata and waits for none.
+    fn needs_nothing(&self, io: &Io, shared: bool) -> bool {
+        (!shared || io.op == Op::Read) && (!io.flags.fua || !self.must_commit())
+    }
+
+    /// Sends a request where its data lies; gives it back when the pool is being suspended.
+    #[expect(
+        clippy::result_large_err,
+        reason = "both outcomes carry the request, moved not boxed"
+    )]
+    fn remap(
+        &self,
+        metadata: RwLockReadGuard<'_, PoolMetadata>,
+        mut io: Io,
+        data: DataBlock,
+        shared: bool,
+        at: Sector,
+    ) -> Result<MapOutcome<'_>, Io> {
+        let tickets = self.pool.enter(shared);
+        drop(metadata);
+        // After entering: either this sees the suspension or the suspension waits for this.
+        if self.pool.suspended.load(SeqCst) {
+            self.pool.uncount(&tickets);
+            return Err(io);
+        }
+        self.pool.aim(&mut io, tickets, data, at);
+        Ok(MapOutcome::Remapped(io, self.pool.data_dev()))
+    }
+
+    fn map_block(&self, io: Io) -> MapOutcome<'_> {
         let (v, at) = self.pool.geometry.split(self.port.virtual_sector(&io));
         let v = VirtBlock(v);
         let volume = &self.port.volume;
@@ -75,24 +135,14 @@ impl Thin {
             return self.defer(io);
         };
         // INVARIANT: looked at under the read lock; see `Worker::barrier`.
-        if self.pool.is_held(volume, v) {
+        if self.pool.is_held(volume, v, 1) {
             drop(metadata);
             return self.defer(io);
         }
         match metadata.lookup(volume.id, v, MayRead::No) {
-            Ok(Lookup::Mapped { data, shared })
-                if (!shared || io.op == Op::Read) && (!io.flags.fua || !self.must_commit()) =>
-            {
-                let tickets = self.pool.enter(shared);
-                drop(metadata);
-                // After entering: either this sees the suspension or the suspension waits for this.
-                if self.pool.suspended.load(SeqCst) {
-                    self.pool.uncount(&tickets);
-                    return self.defer(io);
-                }
-                self.pool.aim(&mut io, tickets, data, at);
-                MapOutcome::Remapped(io, self.pool.data_dev())
-            }
+            Ok(Lookup::Mapped { data, shared }) if self.needs_nothing(&io, shared) => self
+                .remap(metadata, io, data, shared, at)
+                .unwrap_or_else(|io| self.defer(io)),
             Ok(Lookup::Unmapped) if io.op == Op::Read => {
                 drop(metadata);
                 match self.port.origin_read(io) {

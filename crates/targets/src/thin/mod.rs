@@ -186,6 +186,10 @@ impl Target for Thin {
         self.map_request(io)
     }
 
+    fn map_across(&self, io: Io) -> Result<MapOutcome<'_>, Io> {
+        self.map_run(io)
+    }
+
     fn split_at(&self, op: Op) -> Option<Sector> {
         match op {
             Op::Read | Op::Write => Some(self.pool.geometry.block()),

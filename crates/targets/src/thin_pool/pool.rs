@@ -307,13 +307,13 @@ impl Pool {
         self.push(Event::Io(port.clone(), io));
     }
 
-    /// Whether the worker holds any part of this block.
-    pub(crate) fn is_held(&self, volume: &Volume, v: VirtBlock) -> bool {
+    /// Whether the worker holds any part of `blocks` from `v` on.
+    pub(crate) fn is_held(&self, volume: &Volume, v: VirtBlock, blocks: u64) -> bool {
         volume.cells.load(SeqCst) != 0
             && self
                 .prison
                 .lock()
-                .is_held(volume.id.raw(), v.raw()..v.raw() + 1)
+                .is_held(volume.id.raw(), v.raw()..v.raw() + blocks)
     }
 
     /// Counts a request in; call it under the metadata's read lock.

@@ -241,3 +241,72 @@ fn copies_inside_a_file_only_where_they_go_round_no_cache() {
         assert_eq!(beyond, Err(BlkStatus::IoErr), "nothing is there to copy");
     });
 }
+
+/// Writes large and small pieces from a queue thread that leaves copies to others, then ends.
+struct Copier {
+    dev: FileDevice,
+    told: Arc<Told>,
+    asked: bool,
+}
+
+#[derive(Default)]
+struct Told {
+    ended: std::sync::atomic::AtomicUsize,
+    waker: std::sync::OnceLock<Arc<thinmap_runtime::Waker>>,
+}
+
+impl crate::EndIo for Told {
+    fn end_io(self: Arc<Self>, _io: Io, _tag: u64, status: BlkStatus) {
+        assert!(status.is_ok());
+        self.ended.fetch_add(1, Ordering::SeqCst);
+        self.waker.get().expect("set before").wake();
+    }
+}
+
+const SIZES: [usize; 4] = [4096, 64 << 10, 512, 256 << 10];
+
+impl crate::QueueHandler for Copier {
+    fn turn(&mut self) -> crate::Turn {
+        crate::leave_large_copies(true);
+        if !std::mem::replace(&mut self.asked, true) {
+            let mut at = Sector(1);
+            for (i, bytes) in SIZES.into_iter().enumerate() {
+                let len = Sector::from_bytes(bytes as u64);
+                let buf = filled(bytes, i as u8 + 1);
+                let end = self.told.clone();
+                self.dev
+                    .submit(Io::new(Op::Write, at, len, buf, end, i as u64));
+                at += len;
+            }
+        }
+        if self.told.ended.load(Ordering::SeqCst) == SIZES.len() {
+            return crate::Turn::Stop;
+        }
+        crate::Turn::Idle
+    }
+
+    fn poll(&self, _out: &mut Vec<(i32, i16)>) {}
+}
+
+#[test]
+fn large_copies_left_to_others_arrive_whole() {
+    on_both(|path| {
+        let dev = FileDevice::open(path, RW).expect("open");
+        let waker = Arc::new(thinmap_runtime::Waker::new().expect("eventfd"));
+        let told = Arc::new(Told::default());
+        assert!(told.waker.set(waker.clone()).is_ok());
+        let handler = Copier {
+            dev: dev.clone(),
+            told,
+            asked: false,
+        };
+        let queue = crate::spawn_queue("copies", waker, move || handler).expect("a queue");
+        assert!(queue.join());
+        let mut at = Sector(1);
+        for (i, bytes) in SIZES.into_iter().enumerate() {
+            let (buf, status) = sync::read(&dev, at, IoBuf::alloc(bytes));
+            assert!(status.is_ok() && buf.as_slice().iter().all(|b| *b == i as u8 + 1));
+            at += Sector::from_bytes(bytes as u64);
+        }
+    });
+}
