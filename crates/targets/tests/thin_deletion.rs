@@ -335,6 +335,34 @@ fn a_full_metadata_device_gets_room_by_a_deletion() {
 }
 
 #[test]
+fn a_volume_scattered_over_the_data_device_is_deleted_on_metadata_that_is_full() {
+    // Each leaf's blocks lie in a hundred bitmaps, more than there is room to copy.
+    const BITMAPS: u64 = 100;
+    let blocks = BITMAPS * 16_320;
+    let setup = Setup::new(8 * 150, blocks, "", |pool| {
+        pool.create_thin(id(1)).unwrap();
+        for v in 0..1500 {
+            let data = DataBlock(v % BITMAPS * 16_320 + v / BITMAPS);
+            pool.inc_data_range(data, DataBlock(data.raw() + 1))
+                .unwrap();
+            pool.insert(id(1), VirtBlock(v), data).unwrap();
+        }
+    });
+    let refused = (1000..).find(|n| message(&setup.pool, &format!("create_thin {n}")).is_err());
+    assert!(refused.is_some_and(|n| n < 1150));
+    assert!(info(&setup.pool).contains(" ro "), "{}", info(&setup.pool));
+    setup.message("delete 1");
+    until("the space is back", || setup.used() == 0);
+    let status = info(&setup.pool);
+    assert!(
+        status.contains(" rw ") && status.contains(" - "),
+        "{status}"
+    );
+    setup.message("create_thin 1");
+    setup.end();
+}
+
+#[test]
 fn a_failed_step_leaves_clean_metadata_that_is_to_be_checked() {
     for n in [0, 1, 3, 10, 40] {
         let setup = half_done("");
