@@ -14,8 +14,8 @@ use std::sync::atomic::Ordering;
 
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
-use thinmap_block::Op;
 use thinmap_block::backing::MemoryDevice;
+use thinmap_block::{BlockDevice, Op};
 use thinmap_dm::{DeviceError, MappedDevice};
 use thinmap_units::{BlkStatus, Sector};
 
@@ -82,8 +82,10 @@ struct Volume {
     dev: Arc<MappedDevice>,
     /// Block to what a flush has covered.
     flushed: HashMap<u64, u8>,
-    /// Block to what was written since, in order.
-    pending: Vec<(u64, u8)>,
+    /// What was written well since, in order.
+    written: Vec<(u64, u8)>,
+    /// What was not: it may be there all the same.
+    failed: Vec<(u64, u8)>,
     flushes: u64,
 }
 
@@ -92,15 +94,18 @@ impl Volume {
         Self {
             dev,
             flushed: HashMap::new(),
-            pending: Vec::new(),
+            written: Vec::new(),
+            failed: Vec::new(),
             flushes: 0,
         }
     }
 
     fn write(&mut self, block: u64, byte: u8) -> BlkStatus {
         let status = write_fill(&*self.dev, block * BLOCK + 8, 1, byte);
-        // A write that failed may be there all the same.
-        self.pending.push((block, byte));
+        match status.is_ok() {
+            true => self.written.push((block, byte)),
+            false => self.failed.push((block, byte)),
+        }
         status
     }
 
@@ -108,21 +113,13 @@ impl Volume {
         let status = request(&*self.dev, Op::Flush, 0, 0);
         if status.is_ok() {
             self.flushes += 1;
+            self.flushed.extend(self.written.drain(..));
         }
         status
     }
 
-    /// All that was answered is durable after a flush; of a write that failed nothing is known.
     fn write_and_flush(&mut self, block: u64, byte: u8) -> (BlkStatus, BlkStatus) {
-        let written = self.write(block, byte);
-        let flushed = self.flush();
-        let (at, byte) = self.pending.pop().unwrap();
-        if written.is_ok() && flushed.is_ok() {
-            self.flushed.insert(at, byte);
-        } else if !written.is_ok() {
-            self.pending.push((at, byte));
-        }
-        (written, flushed)
+        (self.write(block, byte), self.flush())
     }
 
     #[track_caller]
@@ -133,8 +130,9 @@ impl Volume {
             let allowed = |b: u8| {
                 b == *byte
                     || self
-                        .pending
+                        .written
                         .iter()
+                        .chain(&self.failed)
                         .any(|(at, later)| at == block && *later == b)
             };
             let got = bytes[0];
@@ -163,6 +161,17 @@ fn fill_metadata(meta_blocks: u64, seed: u64) {
         p.message(&format!("create_thin {id}")).unwrap();
         volumes.push(Volume::new(p.open(id)));
     }
+    let snapshots = write_until_refused(&p, &mut volumes, &mut rng, &what);
+    the_way_back(p, &mut volumes, snapshots, &what);
+}
+
+/// Gives the snapshots that are left.
+fn write_until_refused(
+    p: &Pool,
+    volumes: &mut [Volume],
+    rng: &mut SmallRng,
+    what: &str,
+) -> Vec<u32> {
     let (mut refused, mut snapshots, mut next) = (0, Vec::new(), 100);
     let mut writes = 0;
     while refused < 40 {
@@ -204,7 +213,12 @@ fn fill_metadata(meta_blocks: u64, seed: u64) {
             );
         }
     }
-    full_but_well(&p, &mut volumes, &what);
+    snapshots
+}
+
+/// Everything that must work on full metadata, and growth.
+fn the_way_back(p: Pool, volumes: &mut [Volume], snapshots: Vec<u32>, what: &str) {
+    full_but_well(&p, volumes, what);
     // All that frees works.
     for id in snapshots {
         p.message(&format!("delete {id}"))
@@ -216,21 +230,22 @@ fn fill_metadata(meta_blocks: u64, seed: u64) {
         "{what}"
     );
     first.flushed.clear();
+    first.written.clear();
     assert!(p.status().contains(" rw "), "{what}: {}", p.status());
     assert!(first.write_and_flush(5, 5).0.is_ok(), "{what}");
-    rest.iter().for_each(|v| v.verify(&what));
+    rest.iter().for_each(|v| v.verify(what));
     // Full again, then grown.
     for at in 0..VOLUME_BLOCKS {
         if !first.write(at * 331 % VOLUME_BLOCKS, 9).is_ok() {
             break;
         }
     }
-    p.meta.grow(Sector(8 * (meta_blocks + 400)));
+    p.meta.grow(p.meta.size() + Sector(8 * 400));
     p.pool.suspend(SUSPEND).unwrap();
     resume(&p.pool).unwrap();
     assert!(p.status().contains(" rw "), "{what}: {}", p.status());
-    for v in &mut volumes {
-        v.verify(&what);
+    for v in volumes {
+        v.verify(what);
         assert!(v.write_and_flush(77, 7).0.is_ok(), "{what}");
         v.dev.destroy();
     }

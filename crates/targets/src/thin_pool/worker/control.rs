@@ -97,6 +97,10 @@ impl Worker<'_> {
         }
         // COMPAT: as in the kernel, the answer does not depend on the commit's outcome; the mode tells.
         self.commit();
+        if self.pool.mode() == Mode::OutOfMetadataSpace && self.deletion_goes_on() {
+            // Whoever deletes for room is answered when there is some.
+            self.find_metadata_space();
+        }
         answer.give(Ok(()));
     }
 

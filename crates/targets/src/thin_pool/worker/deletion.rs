@@ -183,8 +183,11 @@ impl Worker<'_> {
         }
     }
 
-    /// The pool is out of data space: a write that would be told so waits for deletions that are under way.
+    /// The pool is out of space: a write that would be told so waits for deletions that are under way.
     pub(super) fn outwait_deletions(&mut self) {
+        if self.pool.mode() == Mode::OutOfMetadataSpace && self.deletion_goes_on() {
+            self.find_metadata_space();
+        }
         if self.pool.mode() == Mode::OutOfDataSpace
             && self.pool.features().error_if_no_space
             && self.deletion_goes_on()
@@ -205,7 +208,10 @@ impl Worker<'_> {
         while !room && self.deletion_goes_on() {
             // Every step lives on the reserve, which may be small.
             self.take_steps(1);
-            room = self.commit() && self.pool.metadata.read().metadata_room() > 0;
+            // Where the pool was out of room the commit that finds some leads back.
+            room = self.commit()
+                && self.pool.mode().may_grow_metadata()
+                && self.pool.metadata.read().metadata_room() > 0;
         }
         self.state.finding_metadata = false;
         room
