@@ -6,6 +6,8 @@
 mod bad_input;
 mod deletion;
 mod file_systems;
+mod flush_log;
+mod full;
 mod kill;
 mod many;
 mod memory;

@@ -128,6 +128,16 @@ impl TransactionManager {
         self.map.counts.nr_free()
     }
 
+    /// Blocks in use as the open transaction leaves them.
+    pub fn nr_allocated(&self) -> u64 {
+        self.map.counts.nr_allocated()
+    }
+
+    /// Blocks that [`prepare`](Self::prepare) will take; rather too many than too few.
+    pub fn commit_estimate(&self) -> u64 {
+        self.map.counts.commit_estimate()
+    }
+
     /// Whether anything was changed since the last commit.
     pub fn is_changed(&self) -> bool {
         !self.reader.dirty.is_empty() || self.map.is_changed()

@@ -10,71 +10,24 @@
 mod support;
 mod thin_support;
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use parking_lot::Mutex;
 use thinmap_block::backing::MemoryDevice;
-use thinmap_block::{BlockDevice, Io, Op, QueueLimits};
+use thinmap_block::{BlockDevice, Op};
 use thinmap_dm::MappedDevice;
 use thinmap_runtime::IoBuf;
 use thinmap_thin_metadata::{Block4k, MetadataDevice, OpenOptions, PoolMetadata};
 use thinmap_units::{BlkStatus, DataBlock, MetaBlock, Sector, ThinId, VirtBlock};
 
 use support::{Double, load, read_bytes, request, resume, write_fill};
+use thin_support::sparse::Sparse;
 use thin_support::{BLOCK, Image, Lab, SUSPEND, check_clean, info, message, until, used};
 
 /// Mapped blocks of a volume that is too large to be deleted at once: more than 256 leaves.
 const LARGE: u64 = 70_000;
 /// Sectors of the metadata device.
 const META: u64 = 8 * 2000;
-
-/// A large device of which little is ever written.
-struct Sparse {
-    size: Sector,
-    sectors: Mutex<HashMap<u64, [u8; 512]>>,
-}
-
-impl Sparse {
-    fn new(size: u64) -> Arc<Self> {
-        Arc::new(Self {
-            size: Sector(size),
-            sectors: Mutex::default(),
-        })
-    }
-}
-
-impl BlockDevice for Sparse {
-    fn limits(&self) -> QueueLimits {
-        MemoryDevice::new(Sector(0)).limits()
-    }
-
-    fn size(&self) -> Sector {
-        self.size
-    }
-
-    fn submit(&self, mut io: Io) {
-        let mut sectors = self.sectors.lock();
-        let numbers = io.sector.raw()..(io.sector + io.sectors).raw();
-        match io.op {
-            Op::Read => {
-                for (at, bytes) in numbers.zip(io.buf.as_mut_slice().chunks_mut(512)) {
-                    bytes.copy_from_slice(sectors.get(&at).unwrap_or(&[0; 512]));
-                }
-            }
-            Op::Write => {
-                for (at, bytes) in numbers.zip(io.buf.as_slice().chunks(512)) {
-                    sectors.insert(at, bytes.try_into().unwrap());
-                }
-            }
-            Op::Discard | Op::WriteZeroes => sectors.retain(|at, _| !numbers.contains(at)),
-            Op::Flush => {}
-        }
-        drop(sectors);
-        io.complete(BlkStatus::Ok);
-    }
-}
 
 /// A memory device that the metadata engine writes to.
 struct Store(Arc<MemoryDevice>);
@@ -378,6 +331,34 @@ fn a_full_metadata_device_gets_room_by_a_deletion() {
     }
     assert!(info(&setup.pool).contains(" rw "), "{}", info(&setup.pool));
     t.destroy();
+    setup.end();
+}
+
+#[test]
+fn a_volume_scattered_over_the_data_device_is_deleted_on_metadata_that_is_full() {
+    // Each leaf's blocks lie in a hundred bitmaps, more than there is room to copy.
+    const BITMAPS: u64 = 100;
+    let blocks = BITMAPS * 16_320;
+    let setup = Setup::new(8 * 150, blocks, "", |pool| {
+        pool.create_thin(id(1)).unwrap();
+        for v in 0..1500 {
+            let data = DataBlock(v % BITMAPS * 16_320 + v / BITMAPS);
+            pool.inc_data_range(data, DataBlock(data.raw() + 1))
+                .unwrap();
+            pool.insert(id(1), VirtBlock(v), data).unwrap();
+        }
+    });
+    let refused = (1000..).find(|n| message(&setup.pool, &format!("create_thin {n}")).is_err());
+    assert!(refused.is_some_and(|n| n < 1150));
+    assert!(info(&setup.pool).contains(" ro "), "{}", info(&setup.pool));
+    setup.message("delete 1");
+    until("the space is back", || setup.used() == 0);
+    let status = info(&setup.pool);
+    assert!(
+        status.contains(" rw ") && status.contains(" - "),
+        "{status}"
+    );
+    setup.message("create_thin 1");
     setup.end();
 }
 

@@ -123,6 +123,33 @@ impl PoolMetadata {
         })
     }
 
+    /// Takes a step of at most `mappings_max` mappings: for metadata without room for a whole leaf's, which may be in as
+    /// many places of the data device.
+    ///
+    /// # Errors
+    /// As [`continue_deletion`](Self::continue_deletion).
+    pub fn continue_deletion_by_mappings(&mut self, mappings_max: u64) -> Result<DeletionStep> {
+        let Some(id) = self.condemned_ids()?.last().copied() else {
+            return Ok(DeletionStep::Nothing);
+        };
+        let root = self.any_volume(id, MayRead::Yes)?.root;
+        let (mut keys, mut left) = (None, mappings_max);
+        let mut visit = |key: u64, _: &[u8]| {
+            left -= 1;
+            keys = Some((keys.map_or(key, |(first, _)| first), key + 1));
+            Ok(match left {
+                0 => ControlFlow::Break(()),
+                _ => ControlFlow::Continue(()),
+            })
+        };
+        btree::visit_entries(self.tm.reader(), root, 8, 0, MayRead::Yes, &mut visit)?;
+        let Some((begin, end)) = keys else {
+            return self.continue_deletion(1);
+        };
+        self.change(|pool| pool.remove_run(id, begin, end))?;
+        Ok(DeletionStep::More)
+    }
+
     /// Reads what the next step of as many leaves will need, as far as it is known where that is.
     /// Damage and failures are left for the step to find.
     pub fn read_for_deletion(&self, nodes_max: u64) {

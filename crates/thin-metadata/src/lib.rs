@@ -13,6 +13,7 @@
 mod check;
 mod deletion;
 mod device_details;
+mod headroom;
 mod mapping;
 mod metadata_snap;
 mod pool_metadata;

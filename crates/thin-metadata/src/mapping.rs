@@ -236,7 +236,7 @@ impl PoolMetadata {
     ///
     /// COMPAT: the kernel unmaps such runs one by one, and for each takes the volume out of the top
     /// tree and puts it back, which both may move entries between nodes.
-    fn remove_run(&mut self, id: ThinId, begin: u64, end: u64) -> Result<u64> {
+    pub(crate) fn remove_run(&mut self, id: ThinId, begin: u64, end: u64) -> Result<u64> {
         let root = self.own_root(id)?;
         self.take_from_top(id, root)?;
         let data_sm = &mut self.data_sm;

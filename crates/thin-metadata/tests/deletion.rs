@@ -91,8 +91,12 @@ impl Life {
                 let again = self.pool.begin_deletion(volume, nodes).unwrap_err();
                 assert_eq!(again.kind(), ErrorKind::NotFound);
             }
-            4 | 5 => {
+            4 => {
                 self.pool.continue_deletion(nodes.max(1)).unwrap();
+            }
+            5 => {
+                let mappings = self.rng.random_range(1..400);
+                self.pool.continue_deletion_by_mappings(mappings).unwrap();
             }
             6 if self.held => {
                 self.pool.begin_release(nodes).unwrap();

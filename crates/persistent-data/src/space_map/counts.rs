@@ -173,6 +173,13 @@ impl Counts {
         !self.large.is_empty() || self.chunks.values().any(|c| c.dirty)
     }
 
+    /// Blocks that giving all changes a home will take; rather too many than too few.
+    pub(crate) fn commit_estimate(&self) -> u64 {
+        let bitmaps = self.chunks.values().filter(|c| c.dirty).count() as u64;
+        // A bitmap and its way in the index; a count's way in its tree, with a split.
+        2 * bitmaps + 3 * self.large.len() as u64 + 3
+    }
+
     /// Forgets the transaction's bitmaps once they are written back: what is free now may be
     /// allocated from here on.
     pub(crate) fn committed(&mut self) {

@@ -80,6 +80,11 @@ impl DiskSpaceMap {
         self.counts.nr_free()
     }
 
+    /// Metadata blocks that [`prepare`](Self::prepare) will take; rather too many than too few.
+    pub fn commit_estimate(&self) -> u64 {
+        self.counts.commit_estimate()
+    }
+
     /// Whether the open transaction changed any count.
     pub fn is_changed(&self) -> bool {
         self.counts.is_changed()

@@ -30,6 +30,16 @@ pub enum Message {
     ReleaseMetadataSnap,
 }
 
+impl Message {
+    /// Whether it gives metadata blocks back, or needs none for long.
+    pub fn takes_no_room(self) -> bool {
+        match self {
+            Self::Delete(_) | Self::ReleaseMetadataSnap | Self::SetTransactionId { .. } => true,
+            Self::CreateThin(_) | Self::CreateSnap { .. } | Self::ReserveMetadataSnap => false,
+        }
+    }
+}
+
 const EINVAL: i32 = 22;
 
 /// Parses a message's words.

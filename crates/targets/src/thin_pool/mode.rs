@@ -1,5 +1,7 @@
 //! The modes of a pool, and what each allows. Facts: Linux `dm-thin.c`, `enum pool_mode`.
 
+use super::message::Message;
+
 /// From best to worst; a pool is only ever moved along the arrows of `docs/internals/failure-modes.md`.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 #[repr(u8)]
@@ -8,7 +10,7 @@ pub enum Mode {
     Write,
     /// Metadata may change, but no data block can be allocated.
     OutOfDataSpace,
-    /// Metadata may not change: only its reserve is free.
+    /// Metadata may only shrink: nothing but its reserve is free.
     OutOfMetadataSpace,
     /// Metadata may not change: asked for, or after a failure.
     ReadOnly,
@@ -29,9 +31,24 @@ impl Mode {
         }
     }
 
-    /// Whether the metadata may change.
-    pub fn may_change_metadata(self) -> bool {
+    /// Whether the metadata may take new blocks, for volumes, snapshots and mappings.
+    pub fn may_grow_metadata(self) -> bool {
         self < Self::OutOfMetadataSpace
+    }
+
+    /// Whether a message is obeyed.
+    pub fn obeys(self, message: Message) -> bool {
+        match self {
+            Self::Write | Self::OutOfDataSpace => true,
+            // COMPAT: a kernel obeys none here, and then only a larger device helps.
+            Self::OutOfMetadataSpace => message.takes_no_room(),
+            Self::ReadOnly | Self::Fail => false,
+        }
+    }
+
+    /// Whether the metadata may change at all: without room it may change for the better, which a kernel's does not.
+    pub fn may_commit(self) -> bool {
+        self < Self::ReadOnly
     }
 
     pub(super) fn from_raw(raw: u8) -> Self {

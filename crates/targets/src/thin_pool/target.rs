@@ -1,6 +1,7 @@
 //! The `thin-pool` line as device mapper sees it.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::SeqCst;
 
 use thinmap_block::{Io, Op, QueueLimits};
@@ -16,7 +17,7 @@ use super::args::{self, Features, NAME, PoolArgs};
 use super::metadata_dev::BlockMetadataDevice;
 use super::mode::Mode;
 use super::pool::{Conflict, NewPool, Pool, PoolRef, PoolRegistry};
-use super::worker::{Binding, PoolActor, Refusal, WorkerState};
+use super::worker::{Binding, PoolActor, Refusal, WorkerState, not_in_this_mode};
 use super::{message, status};
 
 /// Clean metadata blocks kept in memory: 64 MiB.
@@ -80,6 +81,7 @@ impl TargetType for ThinPoolType {
             requested: parsed.features,
             adjusted,
             event: cx.event.clone(),
+            was_live: AtomicBool::new(false),
             metadata,
             data,
             pool,
@@ -177,6 +179,8 @@ struct ThinPool {
     requested: Features,
     adjusted: Features,
     event: Arc<TableEvent>,
+    /// It has been the live table before.
+    was_live: AtomicBool,
     metadata: DeviceUse,
     data: DeviceUse,
     // Last: dropping it may end the worker, which uses the devices.
@@ -242,13 +246,16 @@ impl Target for ThinPool {
     }
 
     fn message(&self, argv: &[String]) -> Result<Option<String>, MessageError> {
+        let message = message::parse(argv);
         // COMPAT: the kernel looks at the mode before it looks at the message.
-        if !self.pool.mode().may_change_metadata() {
-            const EOPNOTSUPP: i32 = 95;
-            let reason = "unable to service pool target messages in READ_ONLY or FAIL mode";
-            return Err(MessageError::new(reason, EOPNOTSUPP));
+        let obeyed = match &message {
+            Ok(message) => self.pool.mode().obeys(*message),
+            Err(_) => self.pool.mode().may_grow_metadata(),
+        };
+        if !obeyed {
+            return Err(not_in_this_mode());
         }
-        let message = message::parse(argv)?;
+        let message = message?;
         let answer = self
             .pool
             .ask(move |worker, answer| worker.message(message, answer));
@@ -286,6 +293,7 @@ impl Target for ThinPool {
             features: self.adjusted,
             low_water: self.low_water,
             data_blocks: self.len.raw() / block.raw(),
+            is_new: !self.was_live.swap(true, SeqCst),
         };
         let bound = self
             .pool

@@ -11,6 +11,7 @@ use thinmap_block::Io;
 use thinmap_thin_metadata::{ErrorKind, MetadataError, Space};
 use thinmap_units::{BlkStatus, DataBlock};
 
+use super::changes::{Written, is_full};
 use super::ranges::{DataRun, RangeJob};
 use super::{COMMIT_PERIOD, NO_SPACE_TIMEOUT, Work, Worker};
 use crate::thin::Port;
@@ -45,20 +46,9 @@ pub(super) enum NoBlock {
 }
 
 /// A transaction on metadata with less room than this...
-const TIGHT_BLOCKS: u64 = 64;
+const NEAR_BLOCKS: u64 = 256;
 /// ... is committed after so many insertions.
-const TIGHT_INSERTIONS: u32 = 16;
-/// One insertion with its splits and space map changes needs no more than this many blocks.
-const INSERTION_BLOCKS: u64 = 12;
-
-/// Metadata blocks that may be used before the reserve is touched.
-///
-/// COMPAT: the kernel's reserve of a tenth is too small for the work of one insertion on devices below 480 KiB; ours is
-/// never less than that work.
-pub(super) fn metadata_room(metadata: &thinmap_thin_metadata::PoolMetadata) -> u64 {
-    let more = INSERTION_BLOCKS.saturating_sub(metadata.metadata_reserve().raw());
-    metadata.free_metadata_blocks().raw().saturating_sub(more)
-}
+const NEAR_INSERTIONS: u32 = 16;
 
 impl Worker<'_> {
     pub(super) fn commit_if_due(&mut self) {
@@ -88,58 +78,51 @@ impl Worker<'_> {
         if !self.pool.dirty.load(SeqCst) {
             return true;
         }
-        if !self.pool.mode().may_change_metadata() {
+        if !self.pool.mode().may_commit() {
             return false;
         }
-        if let Err(error) = self.write_commit() {
-            self.metadata_failed("commit", &error);
-            return false;
+        match self.write_commit(None, |_| Ok(((), Vec::new()))) {
+            Ok(()) => {
+                self.committed();
+                true
+            }
+            Err((error, Written::No)) if is_full(&error) => {
+                self.transaction_given_up("commit", &error);
+                false
+            }
+            Err((error, _)) => {
+                self.metadata_failed("commit", &error);
+                false
+            }
         }
+    }
+
+    /// The open transaction is durable.
+    pub(super) fn committed(&mut self) {
         self.pool.dirty.store(false, SeqCst);
         self.pool.transaction_ended(true);
         self.state.inserted = 0;
         self.state.replaced = false;
         self.after_good_commit();
-        true
-    }
-
-    fn write_commit(&mut self) -> Result<(), MetadataError> {
-        let held = self.state.held_blocks.clone();
-        let range = |(begin, len): (DataBlock, u64)| (begin, DataBlock(begin.raw() + len));
-        let commit = {
-            let mut metadata = self.pool.metadata.write();
-            // CRASH: blocks that only work in flight holds must not be counted on disk, or a power cut would
-            // lose them for ever. Nothing allocates until they are taken again below.
-            for (begin, end) in held.iter().copied().map(range) {
-                metadata.dec_data_range(begin, end)?;
-            }
-            metadata.prepare_commit()?
-        };
-        let flushed = thinmap_block::flush(&**self.pool.data_dev());
-        let written = if flushed.is_ok() {
-            commit.write()
-        } else {
-            let source = std::io::Error::from_raw_os_error(flushed.errno());
-            Err(MetadataError::io(source, "cannot flush the data device"))
-        };
-        let mut metadata = self.pool.metadata.write();
-        metadata.finish_commit(commit, written)?;
-        for (begin, end) in held.into_iter().map(range) {
-            metadata.inc_data_range(begin, end)?;
-        }
-        Ok(())
     }
 
     fn after_good_commit(&mut self) {
-        let (data_free, metadata_free) = {
+        let (data_free, metadata_free, room) = {
             let metadata = self.pool.metadata.read();
-            (metadata.free_data_blocks(), metadata_room(&metadata))
+            let all = metadata.metadata_blocks().raw();
+            // The event counts the reserve as free, the status does not.
+            let free = all.saturating_sub(metadata.used_metadata_blocks());
+            (metadata.free_data_blocks(), free, metadata.metadata_room())
         };
         self.check_metadata_low_water(metadata_free);
-        if metadata_free == 0
-            && self.pool.mode().may_change_metadata()
-            && !self.find_metadata_space()
-        {
+        let mode = self.pool.mode();
+        if mode == Mode::OutOfMetadataSpace {
+            // More than there was when something found too little: the kernel waits for a table here.
+            if room > self.state.room_when_full {
+                self.set_mode(Mode::Write);
+                self.retry_all();
+            }
+        } else if room == 0 && mode.may_grow_metadata() && !self.find_metadata_space() {
             tracing::error!(pool = %self.pool.dev_no, "thin: no free metadata blocks");
             self.set_mode(Mode::OutOfMetadataSpace);
         }
@@ -191,8 +174,8 @@ impl Worker<'_> {
         }
         // Before the metadata reserve is touched what there is gets committed, which may free some. Where it is
         // nearly reached commits come often, so that one transaction cannot run through it.
-        let room = metadata_room(&self.pool.metadata.read());
-        let near = room < TIGHT_BLOCKS && self.state.inserted >= TIGHT_INSERTIONS;
+        let room = self.pool.metadata.read().metadata_room();
+        let near = room < NEAR_BLOCKS && self.state.inserted >= NEAR_INSERTIONS;
         if room == 0 || near {
             self.mark_dirty();
             if !self.commit() || self.pool.mode() != Mode::Write {
@@ -233,15 +216,8 @@ impl Worker<'_> {
         if aborts != self.state.aborts {
             return;
         }
-        self.release_block(block, 1);
-        if !self.pool.mode().may_change_metadata() {
-            return;
-        }
-        let next = DataBlock(block.raw() + 1);
-        let given = self.pool.metadata.write().dec_data_range(block, next);
-        if let Err(error) = given {
-            self.metadata_failed("give a data block back", &error);
-        }
+        // In any mode: what the pool does not commit now it may commit after its next table.
+        self.let_go(&[(block, 1)]);
     }
 
     /// Acknowledged work depends on metadata that is not committed.
@@ -285,6 +261,9 @@ impl Worker<'_> {
             tracing::error!(pool = %self.pool.dev_no, "thin: unable to switch pool to write mode until repaired");
         }
         self.pool.store_mode(new);
+        if new == Mode::OutOfMetadataSpace && old != new {
+            self.state.room_when_full = self.pool.metadata.read().metadata_room();
+        }
         self.state.no_space_since = (new == Mode::OutOfDataSpace
             && !self.pool.features().error_if_no_space)
             .then(|| self.state.no_space_since.unwrap_or(self.state.now));

@@ -3,9 +3,10 @@
 use std::sync::atomic::Ordering::SeqCst;
 
 use thinmap_dm::MessageError;
-use thinmap_thin_metadata::{MetadataError, Result};
+use thinmap_thin_metadata::{ErrorKind, PoolMetadata, Result};
 use thinmap_units::{BlkStatus, DataBlock, MetaBlock, ThinId};
 
+use super::changes::{Change, Unchanged};
 use super::commit::AfterCommit;
 use super::{Work, Worker};
 use crate::thin::Port;
@@ -13,7 +14,10 @@ use crate::thin_pool::args::Features;
 use crate::thin_pool::message::Message;
 use crate::thin_pool::mode::Mode;
 use crate::thin_pool::pool::Answer;
+use crate::thin_pool::status::metadata_low_water;
 
+const EIO: i32 = 5;
+const ENOSPC: i32 = 28;
 const EINVAL: i32 = 22;
 const EBUSY: i32 = 16;
 const EOPNOTSUPP: i32 = 95;
@@ -27,6 +31,28 @@ pub(in crate::thin_pool) struct Binding {
     pub features: Features,
     pub low_water: u64,
     pub data_blocks: u64,
+    /// It has not been live before.
+    pub is_new: bool,
+}
+
+/// Why a device could not be grown.
+enum Unresized {
+    Full(Refusal),
+    Refused(Refusal),
+}
+
+impl From<Unresized> for Refusal {
+    fn from(unresized: Unresized) -> Self {
+        match unresized {
+            Unresized::Full(refusal) | Unresized::Refused(refusal) => refusal,
+        }
+    }
+}
+
+/// COMPAT: the kernel's answer, also for modes that it does not name.
+pub(in crate::thin_pool) fn not_in_this_mode() -> MessageError {
+    let reason = "unable to service pool target messages in READ_ONLY or FAIL mode";
+    MessageError::new(reason, EOPNOTSUPP)
 }
 
 impl Worker<'_> {
@@ -35,9 +61,8 @@ impl Worker<'_> {
         message: Message,
         answer: Answer<std::result::Result<(), MessageError>>,
     ) {
-        if !self.pool.mode().may_change_metadata() {
-            let reason = "unable to service pool target messages in READ_ONLY or FAIL mode";
-            return answer.give(Err(MessageError::new(reason, EOPNOTSUPP)));
+        if !self.pool.mode().obeys(message) {
+            return answer.give(Err(not_in_this_mode()));
         }
         if let Message::Delete(id) = message
             && self.pool.is_open(id)
@@ -51,13 +76,9 @@ impl Worker<'_> {
             self.commit();
         }
         let done = self.change_metadata(message);
-        if let Err(error) = done {
-            let errno = error.errno();
-            let refused = MessageError::new(format!("{}: {error}", what(message)), errno);
-            self.after_refusal(&error);
-            return answer.give(Err(refused));
+        if let Err(unchanged) = done {
+            return answer.give(Err(self.refused(message, unchanged)));
         }
-        self.mark_dirty();
         if let Message::CreateSnap { origin, .. } = message
             && let Some(volume) = self.pool.volume_if_open(origin)
         {
@@ -76,31 +97,47 @@ impl Worker<'_> {
         }
         // COMPAT: as in the kernel, the answer does not depend on the commit's outcome; the mode tells.
         self.commit();
+        if self.pool.mode() == Mode::OutOfMetadataSpace && self.deletion_goes_on() {
+            // Whoever deletes for room is answered when there is some.
+            self.find_metadata_space();
+        }
         answer.give(Ok(()));
     }
 
-    fn change_metadata(&mut self, message: Message) -> Result<()> {
-        let pool = self.pool;
+    fn change_metadata(&mut self, message: Message) -> std::result::Result<(), Unchanged> {
+        let grows = |worker: &mut Self, change: &dyn Fn(&mut PoolMetadata) -> Result<()>| {
+            let made = worker.change(Change::Grows, None, |m| Ok((change(m)?, Vec::new())));
+            made.map(|_| ())
+        };
         match message {
-            Message::CreateThin(id) => pool.metadata.write().create_thin(id),
-            Message::CreateSnap { new, origin } => pool.metadata.write().create_snap(new, origin),
+            Message::CreateThin(id) => grows(self, &|m| m.create_thin(id)),
+            Message::CreateSnap { new, origin } => grows(self, &|m| m.create_snap(new, origin)),
+            Message::ReserveMetadataSnap => grows(self, &PoolMetadata::reserve_metadata_snap),
             Message::Delete(id) => self.delete_volume(id),
-            Message::SetTransactionId { old, new } => {
-                pool.metadata.write().set_transaction_id(old, new)
-            }
-            Message::ReserveMetadataSnap => pool.metadata.write().reserve_metadata_snap(),
             Message::ReleaseMetadataSnap => self.release_held_root(),
+            Message::SetTransactionId { old, new } => {
+                let set = |m: &mut PoolMetadata| Ok((m.set_transaction_id(old, new)?, Vec::new()));
+                self.change(Change::Frees, None, set).map(|_| ())
+            }
         }
     }
 
     /// A refusal changed nothing; a failure half-way ends the transaction.
-    fn after_refusal(&mut self, error: &MetadataError) {
-        use thinmap_thin_metadata::ErrorKind;
-        if matches!(
-            error.kind(),
-            ErrorKind::Io | ErrorKind::Corrupt | ErrorKind::NoSpace(_) | ErrorKind::Poisoned
-        ) {
-            self.metadata_failed("message", error);
+    fn refused(&mut self, message: Message, unchanged: Unchanged) -> MessageError {
+        let what = what(message);
+        match unchanged {
+            Unchanged::Full => MessageError::new(
+                format!("{what}: the metadata device is full: delete volumes or let it grow"),
+                ENOSPC,
+            ),
+            Unchanged::Failed => MessageError::new(format!("{what}: the metadata failed"), EIO),
+            Unchanged::Metadata(error) => {
+                use ErrorKind::{Corrupt, Io, NoSpace, Poisoned};
+                if matches!(error.kind(), Io | Corrupt | NoSpace(_) | Poisoned) {
+                    self.metadata_failed("message", &error);
+                }
+                MessageError::new(format!("{what}: {error}"), error.errno())
+            }
         }
     }
 
@@ -111,56 +148,68 @@ impl Worker<'_> {
     ) -> std::result::Result<(), Refusal> {
         *self.pool.features.lock() = binding.features;
         self.pool.low_water.store(binding.low_water, SeqCst);
-        // COMPAT: from the modes without space too; the next allocation goes back if need be.
+        // COMPAT: a new table leads out of the modes without space too, and the next allocation back if need be; the
+        // same table once more leaves the mode as it is.
         let wanted = match binding.features.read_only {
+            _ if !binding.is_new => self.pool.mode(),
             true => Mode::ReadOnly,
             false => Mode::Write,
         };
         self.set_mode(wanted);
-        let grown = self
-            .grow_data(binding.data_blocks)
-            .and_then(|data| self.grow_metadata().map(|metadata| data || metadata));
-        match grown {
-            Ok(true) => {
-                self.mark_dirty();
-                self.commit();
-                Ok(())
-            }
-            Ok(false) => Ok(()),
+        match self.grow(binding.data_blocks) {
+            Ok(()) => Ok(()),
             // A failed pool still takes tables, or nothing that waits in it could ever end.
             Err(_) if self.pool.mode() == Mode::Fail => Ok(()),
             Err(refusal) => Err(refusal),
         }
     }
 
-    fn grow_data(&mut self, blocks: u64) -> std::result::Result<bool, Refusal> {
+    /// The kernel's two `maybe_resize`. In its order, unless the data device's new blocks need metadata that has grown too.
+    fn grow(&mut self, data_blocks: u64) -> std::result::Result<(), Refusal> {
+        let refused = match self.grow_data(data_blocks) {
+            Err(Unresized::Full(refusal)) => Some(refusal),
+            Err(Unresized::Refused(refusal)) => return Err(refusal),
+            Ok(()) => None,
+        };
+        let grown = self.grow_metadata();
+        match (refused, grown) {
+            (None, Ok(_)) => Ok(()),
+            (Some(_), Ok(true)) => self.grow_data(data_blocks).map_err(Refusal::from),
+            (Some(refusal), _) => Err(refusal),
+            (None, Err(unresized)) => Err(unresized.into()),
+        }
+    }
+
+    fn grow_data(&mut self, blocks: u64) -> std::result::Result<(), Unresized> {
         let (now, needs_check) = self.sizes(|m| m.data_blocks().raw());
         let dev = self.pool.dev_no;
         if blocks < now {
             let reason = format!("pool target ({blocks} blocks) too small: expected {now}");
-            return Err((reason, EINVAL));
+            return Err(Unresized::Refused((reason, EINVAL)));
         }
         if blocks == now {
-            return Ok(false);
+            return Ok(());
         }
         if needs_check {
             tracing::error!(pool = %dev, "thin: unable to grow the data device until repaired");
-            return Ok(false);
+            return Ok(());
         }
         if now > 0 {
             tracing::info!(pool = %dev, "thin: growing the data device from {now} to {blocks} blocks");
         }
-        let resized = self.pool.metadata.write().resize_data(DataBlock(blocks));
-        self.resized("resize the data device", resized)
+        self.resize("resize the data device", |m| {
+            m.resize_data(DataBlock(blocks))
+        })
     }
 
-    fn grow_metadata(&mut self) -> std::result::Result<bool, Refusal> {
+    /// Whether there was something to grow, and it has.
+    fn grow_metadata(&mut self) -> std::result::Result<bool, Unresized> {
         let (now, needs_check) = self.sizes(|m| m.metadata_blocks().raw());
         let size = self.pool.metadata.read().metadata_device_blocks().raw();
         let dev = self.pool.dev_no;
         if size < now {
             let reason = format!("metadata device ({size} blocks) too small: expected {now}");
-            return Err((reason, EINVAL));
+            return Err(Unresized::Refused((reason, EINVAL)));
         }
         if size == now {
             return Ok(false);
@@ -173,16 +222,36 @@ impl Worker<'_> {
         if self.pool.mode() == Mode::OutOfMetadataSpace {
             self.set_mode(Mode::Write);
         }
-        let resized = self.pool.metadata.write().resize_metadata(MetaBlock(size));
-        self.resized("resize the metadata device", resized)
+        self.resize("resize the metadata device", |m| {
+            m.resize_metadata(MetaBlock(size))
+        })?;
+        self.state.metadata_low_water = metadata_low_water(size);
+        Ok(true)
     }
 
-    fn resized(&mut self, what: &str, result: Result<()>) -> std::result::Result<bool, Refusal> {
-        result.map(|()| true).map_err(|error| {
-            let refusal = (format!("cannot {what}: {error}"), error.errno());
-            self.metadata_failed(what, &error);
-            refusal
-        })
+    /// A step of its own: metadata that is too full for it stays as it is.
+    fn resize(
+        &mut self,
+        what: &str,
+        resize: impl FnOnce(&mut PoolMetadata) -> Result<()>,
+    ) -> std::result::Result<(), Unresized> {
+        let resized = self.change_and_commit(Change::Frees, None, |m| Ok((resize(m)?, Vec::new())));
+        match resized {
+            Ok(_) => Ok(()),
+            Err(Unchanged::Full) => {
+                let reason = format!("cannot {what}: the metadata device is full: let it grow too");
+                Err(Unresized::Full((reason, ENOSPC)))
+            }
+            Err(Unchanged::Failed) => {
+                let reason = format!("cannot {what}: the metadata failed");
+                Err(Unresized::Refused((reason, EIO)))
+            }
+            Err(Unchanged::Metadata(error)) => {
+                let refusal = (format!("cannot {what}: {error}"), error.errno());
+                self.metadata_failed(what, &error);
+                Err(Unresized::Refused(refusal))
+            }
+        }
     }
 
     fn sizes(&self, of: impl Fn(&thinmap_thin_metadata::PoolMetadata) -> u64) -> (u64, bool) {
@@ -200,6 +269,8 @@ impl Worker<'_> {
         }
         self.retry_all();
         self.look_for_deletions();
+        // Where a new table brought no room the mode is soon what it was; a kernel finds that with its next commit.
+        self.has_metadata_room();
     }
 
     /// The pool device is suspended: answers when nothing is on its way to the data device and all is committed.
@@ -263,7 +334,7 @@ impl Worker<'_> {
 
     /// For status lines: what they count is committed first, as in the kernel.
     pub(in crate::thin_pool) fn commit_for_status(&mut self) {
-        if self.pool.mode().may_change_metadata() {
+        if self.pool.mode().may_commit() {
             self.mark_dirty_if_changed();
             self.commit();
         }

@@ -4,11 +4,11 @@
 
 use std::sync::atomic::Ordering::SeqCst;
 
-use thinmap_thin_metadata::{Deletion, DeletionStep, Result};
+use thinmap_thin_metadata::{Deletion, DeletionStep, PoolMetadata};
 use thinmap_units::ThinId;
 
 use super::Worker;
-use super::commit::metadata_room;
+use super::changes::{Change, Unchanged};
 use crate::thin_pool::mode::Mode;
 
 /// Volumes with no more metadata blocks of their own than this (1 MiB) are deleted in the message.
@@ -22,14 +22,54 @@ const STEPS_WAITED_FOR: u32 = 32;
 /// ... with a commit after so many.
 const STEPS_A_COMMIT: u32 = 8;
 
+/// What one step takes of a deleted volume, at most.
+#[derive(Clone, Copy)]
+enum Step {
+    Leaves(u64),
+    Mappings(u64),
+}
+
+/// A step is tried again smaller when the metadata device has no room for it: one mapping touches a handful of blocks.
+const STEPS: [Step; 5] = [
+    Step::Leaves(STEP_NODES),
+    Step::Leaves(1),
+    Step::Mappings(64),
+    Step::Mappings(8),
+    Step::Mappings(1),
+];
+
+impl Step {
+    fn take(self, metadata: &mut PoolMetadata) -> thinmap_thin_metadata::Result<DeletionStep> {
+        match self {
+            Self::Leaves(leaves) => metadata.continue_deletion(leaves),
+            Self::Mappings(mappings) => metadata.continue_deletion_by_mappings(mappings),
+        }
+    }
+}
+
 impl Worker<'_> {
     /// `delete <id>`; for a large volume its first step only.
-    pub(super) fn delete_volume(&mut self, id: ThinId) -> Result<()> {
-        let mut metadata = self.pool.metadata.write();
-        if metadata.begin_deletion(id, AT_ONCE_NODES)? == Deletion::Begun {
-            // Gives back more metadata than moving the volume took.
-            metadata.continue_deletion(STEP_NODES)?;
-            drop(metadata);
+    pub(super) fn delete_volume(&mut self, id: ThinId) -> Result<(), Unchanged> {
+        let mut deleted = Err(Unchanged::Full);
+        for (at_once, first) in [
+            (AT_ONCE_NODES, Some(Step::Leaves(STEP_NODES))),
+            // With less and less work in one transaction, for a metadata device that is full.
+            (0, Some(Step::Leaves(1))),
+            (0, None),
+        ] {
+            deleted = self.change(Change::Frees, None, |metadata| {
+                let deletion = metadata.begin_deletion(id, at_once)?;
+                if let (Deletion::Begun, Some(first)) = (deletion, first) {
+                    // Gives back more metadata than moving the volume took.
+                    first.take(metadata)?;
+                }
+                Ok((deletion, Vec::new()))
+            });
+            if !matches!(deleted, Err(Unchanged::Full)) {
+                break;
+            }
+        }
+        if deleted?.0 == Deletion::Begun {
             self.state.deleting = true;
             tracing::info!(pool = %self.pool.dev_no, thin = %id, "thin: the volume is deleted; its space returns in the background");
         }
@@ -37,9 +77,17 @@ impl Worker<'_> {
     }
 
     /// `release_metadata_snap`; what only it held of large volumes goes in the background.
-    pub(super) fn release_held_root(&mut self) -> Result<()> {
-        let outcome = self.pool.metadata.write().begin_release(AT_ONCE_NODES)?;
-        if outcome == Deletion::Begun {
+    pub(super) fn release_held_root(&mut self) -> Result<(), Unchanged> {
+        let mut released = Err(Unchanged::Full);
+        for at_once in [AT_ONCE_NODES, 0] {
+            released = self.change(Change::Frees, None, |metadata| {
+                Ok((metadata.begin_release(at_once)?, Vec::new()))
+            });
+            if !matches!(released, Err(Unchanged::Full)) {
+                break;
+            }
+        }
+        if released?.0 == Deletion::Begun {
             self.state.deleting = true;
             tracing::info!(pool = %self.pool.dev_no, "thin: the metadata snapshot held deleted volumes; their space returns in the background");
         }
@@ -48,7 +96,7 @@ impl Worker<'_> {
 
     /// The pool may change its metadata (again): deletions that an earlier life has left go on.
     pub(super) fn look_for_deletions(&mut self) {
-        if !self.pool.mode().may_change_metadata() {
+        if !self.pool.mode().may_commit() {
             return;
         }
         let found = self.pool.metadata.write().deletions();
@@ -70,7 +118,7 @@ impl Worker<'_> {
         self.state.deleting
             && !self.state.stop
             && !self.pool.suspended.load(SeqCst)
-            && self.pool.mode().may_change_metadata()
+            && self.pool.mode().may_commit()
     }
 
     /// A turn's share of what is being deleted.
@@ -81,7 +129,7 @@ impl Worker<'_> {
         self.deletion_step();
         // Somebody waits for space, or the commit itself will need what the step has freed.
         let short = self.pool.mode() == Mode::OutOfDataSpace
-            || metadata_room(&self.pool.metadata.read()) == 0;
+            || self.pool.metadata.read().metadata_room() == 0;
         if short {
             self.commit();
         }
@@ -90,20 +138,28 @@ impl Worker<'_> {
     fn deletion_step(&mut self) {
         // What must be read is read while look-ups go on.
         self.pool.metadata.read().read_for_deletion(READ_NODES);
-        let step = {
-            let mut metadata = self.pool.metadata.write();
-            metadata.continue_deletion(STEP_NODES)
-        };
-        match step {
-            Ok(DeletionStep::More) => self.mark_dirty(),
-            Ok(DeletionStep::Last) => {
-                self.mark_dirty();
-                self.state.deleting = false;
-                tracing::info!(pool = %self.pool.dev_no, "thin: the space of all deleted volumes has returned");
+        for step in STEPS {
+            let taken = self.change(Change::Frees, None, |metadata| {
+                Ok((step.take(metadata)?, Vec::new()))
+            });
+            match taken {
+                Ok((DeletionStep::More, _)) => {}
+                Ok((DeletionStep::Last, _)) => {
+                    self.state.deleting = false;
+                    tracing::info!(pool = %self.pool.dev_no, "thin: the space of all deleted volumes has returned");
+                }
+                Ok((DeletionStep::Nothing, _)) => self.state.deleting = false,
+                Err(Unchanged::Full) => continue,
+                Err(Unchanged::Failed) => {}
+                Err(Unchanged::Metadata(error)) => {
+                    self.metadata_failed("free the space of a deleted volume", &error);
+                }
             }
-            Ok(DeletionStep::Nothing) => self.state.deleting = false,
-            Err(error) => self.metadata_failed("free the space of a deleted volume", &error),
+            return;
         }
+        // Not even the smallest step has room: found again at the next resume, or with the next deletion.
+        self.state.deleting = false;
+        tracing::error!(pool = %self.pool.dev_no, "thin: the metadata device is too full to free the space of deleted volumes: let it grow");
     }
 
     /// No data block is free: commits, and takes steps of deletions if that gives none. Whether one is free now.
@@ -127,6 +183,20 @@ impl Worker<'_> {
         }
     }
 
+    /// The pool is out of space: a write that would be told so waits for deletions that are under way.
+    pub(super) fn outwait_deletions(&mut self) {
+        if self.pool.mode() == Mode::OutOfMetadataSpace && self.deletion_goes_on() {
+            self.find_metadata_space();
+        }
+        if self.pool.mode() == Mode::OutOfDataSpace
+            && self.pool.features().error_if_no_space
+            && self.deletion_goes_on()
+        {
+            // The commit that finds space leads back to write mode.
+            self.find_data_space();
+        }
+    }
+
     /// A commit has left nothing but the metadata reserve: whether deletions give room again.
     pub(super) fn find_metadata_space(&mut self) -> bool {
         // The commits made here come by again: the one that asked first decides.
@@ -138,7 +208,10 @@ impl Worker<'_> {
         while !room && self.deletion_goes_on() {
             // Every step lives on the reserve, which may be small.
             self.take_steps(1);
-            room = self.commit() && metadata_room(&self.pool.metadata.read()) > 0;
+            // Where the pool was out of room the commit that finds some leads back.
+            room = self.commit()
+                && self.pool.mode().may_grow_metadata()
+                && self.pool.metadata.read().metadata_room() > 0;
         }
         self.state.finding_metadata = false;
         room

@@ -5,6 +5,7 @@
 //!
 //! INVARIANT: the turn never waits for guest I/O, only for the metadata device and the data device's flush.
 
+mod changes;
 mod commit;
 mod control;
 mod deletion;
@@ -22,7 +23,7 @@ use thinmap_runtime::{Actor, NextTurn};
 use thinmap_units::{BlkStatus, DataBlock};
 
 use self::commit::AfterCommit;
-pub(super) use self::control::{Binding, Refusal};
+pub(super) use self::control::{Binding, Refusal, not_in_this_mode};
 use self::ranges::RangeJob;
 use super::mode::Mode;
 use super::pool::Pool;
@@ -116,6 +117,8 @@ pub struct WorkerState {
     reflink: bool,
     /// Deleted volumes may still hold space.
     deleting: bool,
+    /// Metadata blocks that were left when the pool ran out of room for what it was to do.
+    room_when_full: u64,
     /// Steps of deletions are being taken for want of metadata blocks.
     finding_metadata: bool,
     stop: bool,
@@ -174,6 +177,7 @@ impl WorkerState {
             metadata_low_water,
             reflink: true,
             deleting: false,
+            room_when_full: 0,
             finding_metadata: false,
             stop: false,
         }

@@ -17,6 +17,7 @@ use thinmap_block::{EndIo, Io, Op};
 use thinmap_dm::kit::{CopyRequest, CopySource, Overlay};
 use thinmap_units::{BlkStatus, DataBlock, Sector};
 
+use super::changes::{Change, Made, Unchanged};
 use super::commit::NoBlock;
 use super::requests::Place;
 use super::{Work, Worker};
@@ -127,6 +128,7 @@ impl Worker<'_> {
         place: Place,
         old: Option<DataBlock>,
     ) -> Option<(NewMapping, Io)> {
+        self.outwait_deletions();
         if self.pool.mode() != Mode::Write {
             self.unserviceable(Work::Io(port, io));
             return None;
@@ -228,26 +230,39 @@ impl Worker<'_> {
         self.release(&mapping.port, mapping.place.v.raw());
     }
 
+    /// `false`: the block is as it was, its data block given back, the pool's mode says why.
     fn insert(&mut self, mapping: &NewMapping) -> bool {
-        if mapping.aborts != self.state.aborts || !self.pool.mode().may_change_metadata() {
+        if mapping.aborts != self.state.aborts {
             return false;
         }
-        let inserted = {
-            let mut metadata = self.pool.metadata.write();
-            // Set under the lock: whoever sees the mapping sees the flag.
-            self.mark_dirty();
-            metadata.insert(mapping.port.volume.id, mapping.place.v, mapping.data)
-        };
+        if !self.pool.mode().may_grow_metadata() {
+            self.give_back(mapping.data, mapping.aborts);
+            return false;
+        }
+        let (id, v, data) = (mapping.port.volume.id, mapping.place.v, mapping.data);
+        let inserted = self.change(Change::Grows, Some(data), |metadata| {
+            metadata.insert(id, v, data)?;
+            Ok(((), Vec::new()))
+        });
         match inserted {
-            Ok(()) => {
-                self.release_block(mapping.data, 1);
+            Ok(((), Made::InTheOpenTransaction)) => {
                 mapping.port.volume.mark_changed();
                 self.state.inserted += 1;
                 self.state.replaced |= mapping.old.is_some();
                 true
             }
-            Err(error) => {
+            Ok(((), Made::WithItsCommit)) => true,
+            Err(Unchanged::Full) => {
+                self.set_mode(Mode::OutOfMetadataSpace);
+                self.give_back(data, mapping.aborts);
+                false
+            }
+            Err(Unchanged::Metadata(error)) => {
                 self.metadata_failed("insert a mapping", &error);
+                false
+            }
+            Err(Unchanged::Failed) => {
+                self.give_back(data, mapping.aborts);
                 false
             }
         }

@@ -13,13 +13,15 @@ use thinmap_runtime::IoBuf;
 use thinmap_thin_metadata::{Lookup, MayRead, MetadataError};
 use thinmap_units::{BlkStatus, DataBlock, Sector, VirtBlock};
 
+use super::changes::{Change, Made, Unchanged, full};
 use super::commit::AfterCommit;
 use super::{Work, Worker};
 use crate::thin::Port;
-use crate::thin_pool::mode::Mode;
 
-/// Blocks unmapped in one step.
+/// Blocks unmapped in one step...
 const STEP_BLOCKS: u64 = 2048;
+/// ... and how many times fewer after a step for which the metadata device had no room.
+const SMALLER: u64 = 16;
 /// Single-block write-zeroes in flight for one large one.
 const WINDOW: u64 = 16;
 
@@ -28,6 +30,7 @@ pub struct RangeJob {
     pub(super) port: Arc<Port>,
     io: Io,
     kind: Kind,
+    step_blocks: u64,
 }
 
 enum Kind {
@@ -38,6 +41,15 @@ enum Kind {
 }
 
 impl RangeJob {
+    fn new(port: Arc<Port>, io: Io, kind: Kind) -> Self {
+        Self {
+            port,
+            io,
+            kind,
+            step_blocks: STEP_BLOCKS,
+        }
+    }
+
     pub(super) fn end(self: Box<Self>, status: BlkStatus) {
         self.io.complete(status);
     }
@@ -53,11 +65,11 @@ impl Worker<'_> {
         }
         let (begin, end) = self.whole_blocks(&port, &io);
         // A discard is a hint: parts of blocks, and a pool that cannot change its metadata, do without.
-        if begin >= end || !self.pool.mode().may_change_metadata() {
+        if begin >= end || !self.pool.mode().may_commit() {
             return io.complete(BlkStatus::Ok);
         }
         let kind = Kind::Unmap(begin, end);
-        self.range_step(Box::new(RangeJob { port, io, kind }));
+        self.range_step(Box::new(RangeJob::new(port, io, kind)));
     }
 
     pub(super) fn write_zeroes(&mut self, port: Arc<Port>, io: Io) {
@@ -69,7 +81,7 @@ impl Worker<'_> {
         let unmaps = port.origin.is_none()
             && !io.flags.no_unmap
             && self.pool.features().discard_enabled
-            && self.pool.mode().may_change_metadata()
+            && self.pool.mode().may_commit()
             && begin < end;
         if unmaps && !self.pool.features().zero_new_blocks {
             // What was promised to read as zeroes must not turn to old data around a later partial write.
@@ -88,7 +100,7 @@ impl Worker<'_> {
         } else {
             Kind::Zero(first, last, None)
         };
-        self.range_step(Box::new(RangeJob { port, io, kind }));
+        self.range_step(Box::new(RangeJob::new(port, io, kind)));
     }
 
     /// The blocks that lie wholly in a request.
@@ -123,12 +135,12 @@ impl Worker<'_> {
                 return job.io.complete(BlkStatus::IoErr);
             }
         };
-        if !self.pool.mode().may_change_metadata() {
+        if !self.pool.mode().may_commit() {
             let ok = job.io.op == Op::Discard;
             let status = if ok { BlkStatus::Ok } else { BlkStatus::IoErr };
             return job.io.complete(status);
         }
-        let step_end = end.min(begin + STEP_BLOCKS);
+        let step_end = end.min(begin + job.step_blocks);
         job.kind = Kind::Unmap(begin, end);
         let group = job.port.volume.id.raw();
         let detained = self
@@ -183,32 +195,54 @@ impl Worker<'_> {
             Kind::Unmap(_, last) => last,
             Kind::Zero(..) => end,
         };
-        if !self.pool.mode().may_change_metadata() {
+        if !self.pool.mode().may_commit() {
             self.release(&job.port, begin);
             return job.io.complete(BlkStatus::IoErr);
         }
         let passdown = self.pool.features().discard_passdown;
         let unmapped = self.unmap(&job.port, begin, end, passdown);
         self.release(&job.port, begin);
-        job.kind = Kind::Unmap(end, last);
         match unmapped {
-            Err(error) => {
+            Err(Unchanged::Full) => self.unmap_less(job, begin, last),
+            Err(Unchanged::Failed) => job.io.complete(BlkStatus::IoErr),
+            Err(Unchanged::Metadata(error)) => {
                 self.metadata_failed("unmap a range", &error);
                 job.io.complete(BlkStatus::IoErr);
             }
-            Ok(runs) if runs.is_empty() => {
-                self.commit_if_metadata_is_tight();
-                self.state.todo.push_back(Work::Range(job));
+            Ok(runs) => {
+                job.kind = Kind::Unmap(end, last);
+                self.unmapped_some(job, runs);
             }
+        }
+    }
+
+    fn unmapped_some(&mut self, job: Box<RangeJob>, runs: Vec<DataRun>) {
+        if runs.is_empty() {
+            self.state.todo.push_back(Work::Range(job));
+        } else if self.state.replaced {
             // CRASH: another volume that has just got its own copy of one of the blocks maps the old one again after
             // a power cut; until that is committed the old one keeps its data.
-            Ok(runs) if self.state.replaced => {
-                self.state
-                    .after_commit
-                    .push(AfterCommit::PassDown(job, runs));
-            }
-            Ok(runs) => self.pass_down(job, runs),
+            let wait = AfterCommit::PassDown(job, runs);
+            self.state.after_commit.push(wait);
+        } else {
+            self.pass_down(job, runs);
         }
+    }
+
+    /// The metadata device had no room for a step: a smaller one, or none.
+    fn unmap_less(&mut self, mut job: Box<RangeJob>, begin: u64, last: u64) {
+        if job.step_blocks > 1 {
+            job.step_blocks = (job.step_blocks / SMALLER).max(1);
+            job.kind = Kind::Unmap(begin, last);
+        } else if job.io.op == Op::Discard {
+            // A hint.
+            return job.io.complete(BlkStatus::Ok);
+        } else {
+            let first = job.port.virtual_sector(&job.io);
+            let from = self.pool.geometry.sector(begin);
+            job.kind = Kind::Zero(from, first + job.io.sectors, None);
+        }
+        self.state.todo.push_back(Work::Range(job));
     }
 
     /// Unmaps; gives the runs of data blocks whose discard is to be passed down, held.
@@ -218,28 +252,30 @@ impl Worker<'_> {
         begin: u64,
         end: u64,
         passdown: bool,
-    ) -> Result<Vec<DataRun>, MetadataError> {
-        let mut metadata = self.pool.metadata.write();
-        self.mark_dirty();
+    ) -> Result<Vec<DataRun>, Unchanged> {
         let id = port.volume.id;
-        let mut runs = Vec::new();
-        if passdown {
+        // Where snapshots share the mapping, unmapping takes room: not what is kept back for deletions.
+        let may_grow = self.pool.mode().may_grow_metadata();
+        let (runs, made) = self.change(Change::Frees, None, |metadata| {
+            let mut runs = Vec::new();
             let mut at = begin;
-            while at < end {
+            while passdown && at < end {
                 let run = metadata.lookup_run(id, VirtBlock(at), end - at, MayRead::Yes)?;
                 if let Lookup::Mapped { data, .. } = run.first {
                     runs.push((data, run.blocks));
                 }
                 at += run.blocks;
             }
-            for (data, len) in &runs {
-                metadata.inc_data_range(*data, DataBlock(data.raw() + len))?;
+            let used = metadata.used_metadata_blocks();
+            metadata.remove_range(id, VirtBlock(begin), VirtBlock(end))?;
+            if !may_grow && metadata.used_metadata_blocks() > used {
+                return Err(full("unmapping would take metadata blocks"));
             }
+            Ok((runs.clone(), runs))
+        })?;
+        if made == Made::InTheOpenTransaction {
+            port.volume.mark_changed();
         }
-        metadata.remove_range(id, VirtBlock(begin), VirtBlock(end))?;
-        port.volume.mark_changed();
-        drop(metadata);
-        self.state.held_blocks.extend_from_slice(&runs);
         Ok(runs)
     }
 
@@ -276,28 +312,11 @@ impl Worker<'_> {
 
     /// A failed discard below does not matter: the blocks are unmapped all the same.
     fn passed_down(&mut self, job: Box<RangeJob>, runs: Vec<DataRun>, aborts: u64) {
-        if aborts == self.state.aborts && self.pool.mode().may_change_metadata() {
-            for (data, len) in runs {
-                self.release_block(data, len);
-                let end = DataBlock(data.raw() + len);
-                let dropped = self.pool.metadata.write().dec_data_range(data, end);
-                if let Err(error) = dropped {
-                    self.metadata_failed("free discarded blocks", &error);
-                    break;
-                }
-            }
+        if aborts == self.state.aborts {
+            self.let_go(&runs);
             self.mark_dirty();
         }
-        self.commit_if_metadata_is_tight();
         self.state.todo.push_back(Work::Range(job));
-    }
-
-    fn commit_if_metadata_is_tight(&mut self) {
-        if self.pool.mode() == Mode::Write
-            && self.pool.metadata.read().free_metadata_blocks().raw() == 0
-        {
-            self.commit();
-        }
     }
 
     /// The parts of held runs to which nothing else refers.
