@@ -11,6 +11,7 @@ mod many;
 mod memory;
 mod nbd;
 mod restart;
+mod security;
 mod session;
 mod start;
 mod uring;
