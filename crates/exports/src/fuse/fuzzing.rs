@@ -1,6 +1,7 @@
 //! A FUSE connection whose kernel is a socket: requests in, replies out, on the calling thread.
 
-use std::os::fd::{AsFd, BorrowedFd};
+use std::cell::RefCell;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use rustix::net::{
@@ -21,34 +22,73 @@ use zerocopy::FromBytes;
 /// # Panics
 /// When a reply is not framed as the kernel demands, or when a request that was taken is never done with.
 pub fn fuse_session(devices: &[(Arc<dyn BlockDevice>, bool)], requests: &[&[u8]]) -> Vec<Vec<u8>> {
-    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    let (server, kernel) =
-        socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).expect("a socket pair");
-    for socket in [&server, &kernel] {
-        let _ = sockopt::set_socket_send_buffer_size_force(socket, SOCKET_BYTES);
-    }
-    let files = Arc::new(Files::default());
-    for (device, read_only) in devices {
-        let geometry = Geometry::of(&**device, *read_only);
-        files.add().attach(device.clone(), geometry);
-    }
-    let channel = Arc::new(Channel::new(server).expect("an event descriptor"));
-    let mut queue = Queue::new(channel.clone(), files.clone(), Ringing::new(None), (0, 1));
-    let mut replies = Vec::new();
-    for request in requests {
-        if send(&kernel, request, SendFlags::empty()).is_err() {
-            continue;
+    SESSION.with_borrow_mut(|session| {
+        session
+            .get_or_insert_with(Session::new)
+            .run(devices, requests)
+    })
+}
+
+/// A queue and its kernel. Kept by the thread, since its ring and its buffers take long to make and to end.
+struct Session {
+    kernel: OwnedFd,
+    channel: Arc<Channel>,
+    files: Arc<Files>,
+    queue: Queue,
+}
+
+thread_local! {
+    static SESSION: RefCell<Option<Session>> = const { RefCell::new(None) };
+}
+
+impl Session {
+    fn new() -> Self {
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let (server, kernel) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)
+            .expect("a socket pair");
+        for socket in [&server, &kernel] {
+            let _ = sockopt::set_socket_send_buffer_size_force(socket, SOCKET_BYTES);
         }
-        take_in(&mut queue);
-        fetch(kernel.as_fd(), &mut replies);
+        let files = Arc::new(Files::default());
+        let channel = Arc::new(Channel::new(server).expect("an event descriptor"));
+        let queue = Queue::new(channel.clone(), files.clone(), Ringing::new(None), (0, 1));
+        Self {
+            kernel,
+            channel,
+            files,
+            queue,
+        }
     }
-    for file in files.all() {
-        // Waits for what is in flight: it would not return if a request were lost.
-        file.retire();
-        files.remove(&file);
+
+    fn run(
+        &mut self,
+        devices: &[(Arc<dyn BlockDevice>, bool)],
+        requests: &[&[u8]],
+    ) -> Vec<Vec<u8>> {
+        // As a new mount: node ids begin again, and nothing is known of the files before.
+        self.files.number_from_the_start();
+        self.queue.sinks.clear();
+        self.queue.agreed = false;
+        for (device, read_only) in devices {
+            let geometry = Geometry::of(&**device, *read_only);
+            self.files.add().attach(device.clone(), geometry);
+        }
+        let mut replies = Vec::new();
+        for request in requests {
+            if send(&self.kernel, request, SendFlags::empty()).is_err() {
+                continue;
+            }
+            take_in(&mut self.queue);
+            fetch(self.kernel.as_fd(), &mut replies);
+        }
+        for file in self.files.all() {
+            // Waits for what is in flight: it would not return if a request were lost.
+            file.retire();
+            self.files.remove(&file);
+        }
+        assert!(self.channel.is_idle(), "a request was not counted out");
+        replies
     }
-    assert!(channel.is_idle(), "a request was not counted out");
-    replies
 }
 
 fn take_in(queue: &mut Queue) {
