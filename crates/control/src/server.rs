@@ -269,11 +269,12 @@ fn accept_loop(listener: &UnixListener, stop: &OwnedFd, shared: &Arc<Shared>) {
 }
 
 fn admit(stream: UnixStream, shared: &Arc<Shared>) {
-    match shared
-        .mode_decides
-        .then_some(Ok(true))
-        .unwrap_or_else(|| peer_is_allowed(&stream))
-    {
+    let allowed = if shared.mode_decides {
+        Ok(true)
+    } else {
+        peer_is_allowed(&stream)
+    };
+    match allowed {
         Ok(true) => {}
         Ok(false) => {
             tracing::warn!("control socket: a client of another user was turned away");
