@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 CARGO ?= cargo
 
-.PHONY: all build demo demo-docker test check soak bench clean deps-demo deps-clients deps-test deps-bench
+.PHONY: all build demo demo-docker test check soak fuzz deny bench clean deps-demo deps-clients deps-test deps-bench
 
 all: build
 
@@ -29,6 +29,14 @@ check:
 # Long runs; SEEDS=N for more.
 soak: deps-test build
 	@scripts/soak.sh $(SEEDS)
+
+# Every fuzz target for a while: TARGET=name, SECONDS=n of each (300). Nightly Rust and cargo-fuzz; see docs/internals/fuzzing.md.
+fuzz:
+	@scripts/fuzz.sh $(or $(TARGET),all) $(or $(SECONDS),300)
+
+# Licences, sources, doubles and known holes of what is built upon. Needs cargo-deny and, for the holes, the network.
+deny:
+	cargo deny --locked check
 
 # thinmap beside its peers: table, data and pictures in target/bench. ROW=part-of-a-name or pattern, QUICK=1, REPEATS=n, BACKING=/dir, OUT=/dir;
 # see docs/performance.md. As root. Debian's Python: it has matplotlib and libnbd.

@@ -38,6 +38,23 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "block", "control", "dm", "exports", "runtime", "targets", "units",
         ],
     ),
+    // What the fuzz targets do; nothing that is shipped uses it.
+    (
+        "fuzzing",
+        &[
+            "block",
+            "control",
+            "daemon",
+            "dm",
+            "exports",
+            "persistent-data",
+            "runtime",
+            "sim",
+            "targets",
+            "thin-metadata",
+            "units",
+        ],
+    ),
     ("shim", &["interpose"]),
     ("sim", &["block", "persistent-data", "runtime", "units"]),
     (
@@ -245,6 +262,129 @@ fn tidy_no_path_of_one_machine() {
             );
         }
     }
+}
+
+/// Pages whose tables name the test behind each promise.
+const PAGES_OF_PROMISES: &[&str] = &["SPECIFICATION.md", "docs/security.md"];
+
+#[test]
+fn tidy_every_promise_names_a_test_that_is_there() {
+    for page in PAGES_OF_PROMISES {
+        let (mut promises, mut in_table) = (0, false);
+        for line in read(&root().join(page)).lines() {
+            let last = last_column(line);
+            in_table = last == Some("test") || (in_table && last.is_some());
+            let Some(test) = last.filter(|last| in_table && !["test", "---"].contains(last)) else {
+                continue;
+            };
+            promises += 1;
+            let named: Vec<&str> = test.split('`').skip(1).step_by(2).collect();
+            let says_why = ["measured", "not tested"]
+                .iter()
+                .any(|word| test.contains(word));
+            assert!(
+                !named.is_empty() || says_why,
+                "{page}: no test, and not said that there is none: {line}"
+            );
+            for name in named {
+                assert!(is_there(name), "{page}: there is no {name}: {line}");
+            }
+        }
+        assert!(promises > 10, "{page}: only {promises} promises");
+    }
+}
+
+/// The last column of a table's row.
+fn last_column(line: &str) -> Option<&str> {
+    line.strip_prefix("| ")?
+        .strip_suffix(" |")?
+        .rsplit(" | ")
+        .next()
+}
+
+/// A path, with `*` in its last part, or `path: function` as `path::function`.
+fn is_there(name: &str) -> bool {
+    let (path, function) = match name.split_once("::") {
+        Some((path, function)) => (path, Some(function)),
+        None => (name, None),
+    };
+    if let Some((folder, pattern)) = path.rsplit_once('/')
+        && let Some((head, tail)) = pattern.split_once('*')
+    {
+        return fs::read_dir(root().join(folder)).is_ok_and(|entries| {
+            entries.flatten().any(|entry| {
+                let name = entry.file_name().to_string_lossy().into_owned();
+                name.starts_with(head) && name.ends_with(tail)
+            })
+        });
+    }
+    let path = root().join(path);
+    path.exists()
+        && function.is_none_or(|function| read(&path).contains(&format!("fn {function}(")))
+}
+
+/// Where crates come from, in both lock files, and under what terms, as far as Cargo knows. deny.toml is the list.
+#[test]
+fn tidy_crates_come_from_one_registry_under_known_licences() {
+    for lock in ["Cargo.lock", "fuzz/Cargo.lock"] {
+        let table: toml::Table = read(&root().join(lock)).parse().expect("a lock file");
+        let packages = table["package"].as_array().expect("packages");
+        assert!(packages.len() > 50);
+        for package in packages {
+            let Some(source) = package.get("source") else {
+                continue;
+            };
+            let name = &package["name"];
+            assert_eq!(
+                source.as_str(),
+                Some("registry+https://github.com/rust-lang/crates.io-index"),
+                "{lock}: {name}"
+            );
+            assert!(package.get("checksum").is_some(), "{lock}: {name}");
+        }
+    }
+    let policy: toml::Table = read(&root().join("deny.toml")).parse().expect("deny.toml");
+    let allowed: Vec<&str> = policy["licenses"]["allow"]
+        .as_array()
+        .expect("a list")
+        .iter()
+        .filter_map(|licence| licence.as_str())
+        .collect();
+    for (name, licence) in licences() {
+        let one_allowed = |part: &str| {
+            part.split(" OR ")
+                .any(|choice| allowed.contains(&choice.trim_matches(['(', ')', ' '])))
+        };
+        // The old way of writing OR is a slash.
+        let licence = licence.replace('/', " OR ");
+        assert!(
+            licence.split(" AND ").all(one_allowed),
+            "{name}: its licence is {licence:?}, see deny.toml"
+        );
+    }
+}
+
+/// Every package that is built, with its licence.
+fn licences() -> Vec<(String, String)> {
+    let output = std::process::Command::new(env!("CARGO"))
+        .args(["metadata", "--locked", "--offline", "--format-version", "1"])
+        .args(["--filter-platform", "x86_64-unknown-linux-gnu"])
+        .current_dir(root())
+        .output()
+        .expect("cargo runs");
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    let metadata: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    let packages = metadata["packages"].as_array().expect("packages").iter();
+    packages
+        .map(|package| {
+            let text = |key: &str| package[key].as_str().unwrap_or_default().to_owned();
+            (text("name"), text("license"))
+        })
+        .collect()
 }
 
 fn root() -> PathBuf {

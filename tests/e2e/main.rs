@@ -13,6 +13,7 @@ mod many;
 mod memory;
 mod nbd;
 mod restart;
+mod security;
 mod session;
 mod start;
 mod uring;

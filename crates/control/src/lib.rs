@@ -13,6 +13,8 @@ mod codec_tests;
 mod decode;
 mod dispatch;
 mod frame;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 pub mod ioctl;
 #[cfg(test)]
 mod kernel_rules_tests;

@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
+use crate::access::AccessSection;
+
 /// Everything the daemon needs to know.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -29,6 +31,8 @@ pub struct ConfigFile {
     pub block_devices: BlockDevicesSection,
     /// Memory.
     pub memory: MemorySection,
+    /// Who may do what.
+    pub access: AccessSection,
 }
 
 /// `[nbd]`

@@ -3,14 +3,19 @@
 //! A library, so that a simulator can run it; `apps/thinmap` is its command.
 #![forbid(unsafe_code)]
 
+mod access;
 mod config;
 mod daemon;
 mod devices;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod lifecycle;
 mod native;
 mod nodes;
 mod opener;
+mod privileges;
 mod service;
 
+pub use access::{Access, AccessError, AccessSection};
 pub use config::{Config, ConfigError, ConfigFile};
 pub use lifecycle::{RunError, run};

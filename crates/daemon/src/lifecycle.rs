@@ -18,6 +18,7 @@ use thinmap_exports::block_node::{self, BlockNodes, NodesConfig};
 use thinmap_exports::nbd::{NbdConfig, NbdServer, TcpConfig, TlsConfig};
 use thinmap_runtime::{Actor, NextTurn, Spawner, ThreadSpawner};
 
+use crate::access::AccessError;
 use crate::config::{Config, NbdSection};
 use crate::daemon::{Daemon, Stopping};
 use crate::devices::Devices;
@@ -44,6 +45,9 @@ pub enum RunError {
     /// The NBD server.
     #[error("NBD: {0}")]
     Nbd(String),
+    /// A group that should be let in.
+    #[error(transparent)]
+    Access(#[from] AccessError),
     /// Threads or signals.
     #[error("{what}: {source}")]
     System {
@@ -57,11 +61,14 @@ pub enum RunError {
 /// Runs a daemon until it is told to stop.
 pub fn run(config: &Config) -> Result<(), RunError> {
     make_private_directory(&config.run_dir)?;
-    let server = Server::bind(&config.run_dir.join("control.sock"))?;
+    let access = config.file.access.resolve()?;
+    let mut server = Server::bind(&config.run_dir.join("control.sock"))?;
+    server.admit_whom_the_mode_admits(access.administrators.is_some());
     prepare_process(config);
     block_node::clean_stale(&config.run_dir);
     let daemon = build(config)?;
     let signals = watch_signals(&daemon)?;
+    access.grant_sockets(&config.run_dir)?;
     let running = server.start(daemon.clone())?;
     tracing::info!(run_dir = %config.run_dir.display(), dev_dir = %config.dev_dir.display(), "serving");
     let _ = sd_notify::notify(false, &[sd_notify::NotifyState::Ready]);
@@ -87,8 +94,9 @@ fn build(config: &Config) -> Result<Arc<Daemon>, RunError> {
         move |source| RunError::Directory { path, source }
     };
     let links = config.file.block_devices.links;
-    let nodes =
+    let mut nodes =
         Nodes::open(&config.dev_dir, &config.run_dir, links).map_err(directory(&config.dev_dir))?;
+    nodes.give_to(config.file.access.resolve()?.devices);
     let (block_nodes, notes) = open_block_nodes(config);
     for note in &notes {
         tracing::warn!("{note}");
@@ -131,6 +139,7 @@ fn prepare_process(config: &Config) {
     if let Err(error) = thinmap_runtime::mark_io_flusher() {
         tracing::warn!(error = %error.0, "not marked as an I/O flusher (needs CAP_SYS_RESOURCE): under memory pressure writes may wait for themselves");
     }
+    crate::privileges::give_up();
     if config.file.memory.lock {
         // With a limit, locking would succeed now and threads could not be started later.
         let locked = if may_lock_all_memory() {
@@ -240,8 +249,8 @@ fn watch_signals(daemon: &Arc<Daemon>) -> Result<signal_hook::iterator::Handle, 
 
 /// Removes devices whose removal waits for their last user. Nobody tells when a block device is closed, so it looks.
 #[derive(Default)]
-struct Reaper {
-    daemon: OnceLock<Weak<Daemon>>,
+pub(crate) struct Reaper {
+    pub(crate) daemon: OnceLock<Weak<Daemon>>,
 }
 
 impl Actor for Reaper {

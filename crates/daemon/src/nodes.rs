@@ -17,6 +17,8 @@ pub struct Nodes {
     /// Links to the kernel's own nodes, even where nodes could be made.
     links: bool,
     made: Mutex<Vec<PathBuf>>,
+    /// Whose group the nodes are, with the right to read and write.
+    group: Option<u32>,
 }
 
 impl Nodes {
@@ -28,6 +30,7 @@ impl Nodes {
             list: run_dir.join("nodes"),
             links,
             made: Mutex::default(),
+            group: None,
         };
         for stale in std::fs::read_to_string(&nodes.list)
             .unwrap_or_default()
@@ -46,6 +49,11 @@ impl Nodes {
         }
         nodes.save(&[]);
         Ok(nodes)
+    }
+
+    /// From now on nodes belong to this group, too.
+    pub fn give_to(&mut self, group: Option<u32>) {
+        self.group = group;
     }
 
     /// The path of a device's node, whether it exists or not.
@@ -99,6 +107,11 @@ impl Nodes {
         self.save(&made);
         drop(made);
         if as_node && make_block_node(&path, dev) {
+            if let Some(group) = self.group
+                && let Err(error) = crate::access::give(&path, group, 0o660)
+            {
+                tracing::warn!(%error, "a node is its owner's alone");
+            }
             return Ok(());
         }
         symlink(target, &path)
@@ -133,7 +146,9 @@ impl Nodes {
 /// A device name as a file name: libdevmapper's "auto" mangling, `\xNN` for what udev would not take.
 pub fn mangle(name: &str) -> String {
     let allowed = |c: char| c.is_ascii_alphanumeric() || "#+-.:=@_".contains(c) || !c.is_ascii();
-    if name.contains("\\x") || name.chars().all(allowed) {
+    // Mangled already, or nothing to do. Never as it is with a control character: the list of nodes has one name a line.
+    let mangled_already = name.contains("\\x") && !name.contains(|c: char| c.is_ascii_control());
+    if mangled_already || name.chars().all(allowed) {
         return name.to_owned();
     }
     let mut mangled = String::with_capacity(name.len() + 3);
@@ -245,5 +260,7 @@ mod tests {
         assert_eq!(mangle("plain-name_1.2"), "plain-name_1.2");
         assert_eq!(mangle("a b"), "a\\x20b");
         assert_eq!(mangle("a\\x20b"), "a\\x20b");
+        // A name that a line of the list of nodes could be made with.
+        assert_eq!(mangle("a\\x\nb"), "a\\x5cx\\x0ab");
     }
 }

@@ -4,6 +4,8 @@ pub mod block_node;
 mod dev_node;
 pub mod freeze;
 mod fuse;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod loop_device;
 pub mod nbd;
 mod openers;

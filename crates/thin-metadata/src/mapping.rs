@@ -113,13 +113,27 @@ impl PoolMetadata {
         let volume = self.volume(id, may_read)?;
         let reader = self.tm.reader();
         let value = btree::lookup_u64(reader, volume.root, v.raw(), may_read)?;
-        Ok(value.map_or(Lookup::Unmapped, |value| {
-            let (data, time) = unpack(value);
-            Lookup::Mapped {
-                data,
-                shared: volume.details.snapshotted_time > time,
-            }
-        }))
+        let Some(value) = value else {
+            return Ok(Lookup::Unmapped);
+        };
+        let (data, time) = unpack(value);
+        if data >= self.data_blocks() {
+            return Err(self.beyond_the_pool(id, v, data));
+        }
+        Ok(Lookup::Mapped {
+            data,
+            shared: volume.details.snapshotted_time > time,
+        })
+    }
+
+    /// INVARIANT: nobody is told of a data block that the pool does not have, whatever an image says.
+    #[cold]
+    fn beyond_the_pool(&self, id: ThinId, v: VirtBlock, data: DataBlock) -> MetadataError {
+        let end = self.data_blocks();
+        MetadataError::new(
+            ErrorKind::Corrupt,
+            format!("volume {id} maps block {v} to data block {data}, and the pool has {end}"),
+        )
     }
 
     /// The run of like blocks that begins with `v`, at most `max` (and at least one) long. It may
@@ -135,6 +149,9 @@ impl PoolMetadata {
             let (data, time) = unpack(numbers(value).next().unwrap_or(0));
             let shared = volume.details.snapshotted_time > time;
             let here = Lookup::Mapped { data, shared };
+            if data >= self.data_blocks() && run.is_none() && key <= v.raw() {
+                return Err(self.beyond_the_pool(id, v, data));
+            }
             let Some(run) = &mut run else {
                 let blocks = key.min(end) - v.raw();
                 run = Some(match blocks {
@@ -157,7 +174,8 @@ impl PoolMetadata {
             else {
                 return Ok(ControlFlow::Break(()));
             };
-            let follows = key == v.raw() + run.blocks
+            let follows = data < self.data_blocks()
+                && key == v.raw() + run.blocks
                 && data.raw() == first_data.raw() + run.blocks
                 && shared == first_shared;
             run.blocks += u64::from(follows);

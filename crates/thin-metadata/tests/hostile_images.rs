@@ -151,3 +151,46 @@ fn slow_damaged_images_never_panic_many_seeds() {
     let seeds = std::env::var("THINMAP_SEEDS").map_or(400, |n| n.parse().unwrap());
     run_seeds(10_000..10_000 + seeds);
 }
+
+#[test]
+fn a_data_block_beyond_the_pool_is_damage_and_nobody_is_sent_there() {
+    let (disk, mut pool) = new_pool(64, 100);
+    pool.create_thin(id(1)).unwrap();
+    for v in 0..4 {
+        map(&mut pool, 1, v);
+    }
+    pool.commit().unwrap();
+    drop(pool);
+    // The only leaf whose values are data blocks: the third of four goes to the last block that a mapping can name.
+    let changed = disk.written_blocks().into_iter().filter(|block| {
+        let mut found = false;
+        disk.damage(*block, |bytes| {
+            let word = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap());
+            let max = u32::from_le_bytes(bytes[20..24].try_into().unwrap()) as usize;
+            let values = 32 + 8 * max;
+            found = kind_of(*block, bytes) == Some(BlockKind::Node)
+                && bytes[16] == 4
+                && (0..4).all(|n| word(values + 8 * n) >> 24 == n as u64);
+            if found {
+                let wild = u64::MAX << 24;
+                bytes[values + 16..values + 24].copy_from_slice(&wild.to_le_bytes());
+                seal(BlockKind::Node, *block, bytes);
+            }
+        });
+        found
+    });
+    assert_eq!(changed.count(), 1);
+    let pool = reopen(&disk);
+    let run = pool
+        .lookup_run(id(1), VirtBlock(0), 4, MayRead::Yes)
+        .unwrap();
+    assert_eq!(run.blocks, 2);
+    let wild = VirtBlock(2);
+    for error in [
+        pool.lookup(id(1), wild, MayRead::Yes).unwrap_err(),
+        pool.lookup_run(id(1), wild, 2, MayRead::Yes).unwrap_err(),
+    ] {
+        assert!(error.to_string().contains("the pool has 100"), "{error}");
+    }
+    assert!(pool.lookup(id(1), VirtBlock(3), MayRead::Yes).is_ok());
+}

@@ -161,6 +161,13 @@ impl Files {
         file
     }
 
+    /// The next file gets the first number again. There must be no file.
+    #[cfg(feature = "fuzzing")]
+    pub(super) fn number_from_the_start(&self) {
+        assert!(self.by_id.read().is_empty());
+        self.last_id.store(0, Ordering::Relaxed);
+    }
+
     /// Takes a file out of the directory; its open descriptors see I/O errors.
     pub(crate) fn remove(&self, file: &DeviceFile) {
         self.by_id.write().remove(&file.nodeid);

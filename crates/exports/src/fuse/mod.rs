@@ -8,6 +8,8 @@ mod abi;
 mod channel;
 mod data;
 mod file;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzzing;
 mod meta;
 mod mount;
 mod nodes;

@@ -11,6 +11,8 @@ mod buffers;
 mod command;
 mod connection;
 mod extents;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzzing;
 mod listener;
 mod negotiation;
 mod protocol;

@@ -206,6 +206,12 @@ impl Queue {
         }
     }
 
+    /// Ready when one of its sockets is.
+    #[cfg(feature = "fuzzing")]
+    pub fn epoll(&self) -> std::os::fd::BorrowedFd<'_> {
+        std::os::fd::AsFd::as_fd(&self.epoll)
+    }
+
     fn take_messages(&mut self) {
         let mut messages = std::mem::take(&mut self.messages);
         std::mem::swap(&mut messages, &mut *self.shared.inbox.lock());

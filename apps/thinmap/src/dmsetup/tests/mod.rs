@@ -5,6 +5,7 @@ mod devices;
 mod fake;
 mod listings;
 mod usage;
+mod words;
 
 /// Serves a fake at the directory that THINMAP_FAKE_DIR names, until the file `stop` appears there: for comparing with
 /// another dmsetup by hand.

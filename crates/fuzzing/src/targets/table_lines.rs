@@ -1,0 +1,153 @@
+//! Tables as text: every target's constructor, then a little of what a live table is asked.
+//!
+//! Input: tables of three devices, `first`, `second` and `third`, divided by NUL, lines as dmsetup takes them. A device is found
+//! by those after it; plain devices are `a` (7:0) to `d` (7:3).
+
+use thinmap_block::{BlockDevice, IoFlags, Op, submit_and_wait};
+use thinmap_dm::{MappedDevice, StatusKind, SuspendFlags, TableLine, WhichTable};
+use thinmap_runtime::IoBuf;
+use thinmap_units::Sector;
+
+use super::Target;
+use crate::world::{Fenced, World};
+
+pub const TARGET: Target = Target {
+    name: "table_lines",
+    run,
+    seeds,
+};
+
+const NAMES: [&str; 3] = ["first", "second", "third"];
+const LINES_MAX: usize = 32;
+
+fn run(bytes: &[u8]) {
+    let text = String::from_utf8_lossy(bytes);
+    let world = World::new();
+    for (name, sectors) in [("a", 4096), ("b", 65_536), ("c", 4096), ("d", 8)] {
+        world.add(name, Fenced::new(Sector(sectors)));
+    }
+    let env = world.environment();
+    let mut devices = Vec::new();
+    for (name, table) in NAMES.into_iter().zip(text.split('\0')) {
+        let device = world.device(&env, name);
+        try_table(&device, &lines(table));
+        devices.push(device);
+    }
+    for device in devices.into_iter().rev() {
+        device.destroy();
+    }
+}
+
+/// `start length target arguments`, a line each. What is no number becomes one by its length, so that the rest is reached.
+fn lines(table: &str) -> Vec<TableLine> {
+    let number = |word: &str| Sector(word.parse().unwrap_or(word.len() as u64));
+    let lines = table.lines().filter(|line| !line.is_empty());
+    lines
+        .take(LINES_MAX)
+        .map(|line| {
+            let mut words = line.splitn(4, ' ');
+            let mut word = || words.next().unwrap_or_default();
+            TableLine {
+                start: number(word()),
+                len: number(word()),
+                target: word().to_owned(),
+                params: word().to_owned(),
+            }
+        })
+        .collect()
+}
+
+fn try_table(device: &MappedDevice, table: &[TableLine]) {
+    if device.load(table, false).is_err() {
+        return;
+    }
+    let _ = device.table_status(StatusKind::Table, WhichTable::Inactive, false);
+    if device.resume(SuspendFlags::default()).is_err() {
+        return;
+    }
+    let _ = device.deps(WhichTable::Live);
+    let _ = device.limits();
+    let _ = device.table_status(StatusKind::Info, WhichTable::Live, false);
+    touch(device);
+    // What a table says of itself is a table, and the same one.
+    let told = told(device);
+    let again = device.load(&told, false);
+    assert!(again.is_ok(), "{told:?} is refused: {again:?}");
+    if device.resume(SuspendFlags::default()).is_ok() {
+        let again: Vec<String> = self::told(device)
+            .iter()
+            .map(|l| format!("{l:?}"))
+            .collect();
+        let told: Vec<String> = told.iter().map(|l| format!("{l:?}")).collect();
+        assert_eq!(told, again);
+    }
+}
+
+fn told(device: &MappedDevice) -> Vec<TableLine> {
+    let lines = device.table_status(StatusKind::Table, WhichTable::Live, true);
+    let lines = lines.expect("a live table");
+    let line = |line: thinmap_dm::TargetStatus| TableLine {
+        start: line.start,
+        len: line.len,
+        target: line.target.to_owned(),
+        params: line.text,
+    };
+    lines.into_iter().map(line).collect()
+}
+
+/// One request at the beginning and one at the end.
+fn touch(device: &MappedDevice) {
+    let block = u64::from(device.limits().logical_block_size.max(512)) / 512;
+    let size = device.size().raw();
+    if size < block || !size.is_multiple_of(block) {
+        return;
+    }
+    for sector in [0, size - block] {
+        for op in [Op::Read, Op::Write] {
+            let bytes = usize::try_from(block * 512).expect("one block");
+            let request = (
+                op,
+                IoFlags::default(),
+                Sector(sector),
+                Sector(block),
+                IoBuf::alloc(bytes),
+            );
+            submit_and_wait(device, request);
+        }
+    }
+}
+
+fn seeds() -> Vec<Vec<u8>> {
+    let tables: &[&str] = &[
+        "0 8 zero",
+        "0 8 error",
+        "0 8 linear a 0",
+        "0 8 linear 7:1 3\n8 16 striped 2 4 7:0 16 7:1 8\n24 8 zero",
+        "0 256 striped 2 128 a 0 b 0\x000 8 linear first 0",
+        "0 4096 thin-pool b a 128 0",
+        "0 4096 thin-pool b a 128 100 2 skip_block_zeroing error_if_no_space\x000 8 linear first 0",
+        "0 4096 thin-pool b c 128 0 1 ignore_discard",
+        "0 4096 thin-pool b c 128 0 1 read_only",
+        "0 4096 thin-pool b c 128 0 1 no_discard_passdown\x000 1000 thin first 0\x000 8 thin first 1 a",
+        "0 8 linear nowhere 0",
+        "0 18446744073709551615 zero",
+        "36028797018963967 8 zero",
+        "0 8 linear a 18446744073709551615",
+        "0 8 striped 4294967295 8 a 0",
+        "0 16 snapshot-origin a\x000 16 snapshot a b P 8\x000 16 snapshot a b N 8",
+        "0 16 snapshot-merge a b P 8",
+        "0 16 mirror core 2 8 nosync 2 a 0 c 0 1 handle_errors",
+        "0 16 mirror disk 3 d 8 sync 2 a 0 c 0",
+        "0 16 crypt aes-xts-plain64 \
+         0000000000000000000000000000000000000000000000000000000000000000 0 a 0 1 allow_discards",
+        "0 16 crypt aes-cbc-essiv:sha256 00000000000000000000000000000000 0 a 0",
+        "0 16 delay a 0 0 c 0 0",
+        "0 16 flakey a 0 1 1 1 drop_writes",
+        "0 16 raid raid1 3 0 region_size 8 2 - a - c",
+        "0 16 multipath 0 0 1 1 round-robin 0 1 1 a 1000",
+    ];
+    tables
+        .iter()
+        .map(|table| table.as_bytes().to_vec())
+        .collect()
+}

@@ -1,0 +1,53 @@
+//! The fuzz targets' corpus, seeds and regressions, replayed on stable Rust.
+//!
+//! An input that fails is named, and kept by libFuzzer's name for it under `fuzz/regressions` once it is found.
+
+use std::path::{Path, PathBuf};
+
+use thinmap_fuzzing::{ALL, corpus};
+
+fn fuzz_dir() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz")
+}
+
+fn replay(name: &str) {
+    let target = thinmap_fuzzing::by_name(name);
+    let packed = fuzz_dir().join(format!("corpus/{name}.pack"));
+    let kept = corpus::read(&packed).expect("a corpus");
+    assert!(!kept.is_empty(), "{}: no corpus", packed.display());
+    let regressions = corpus::read_directory(&fuzz_dir().join("regressions").join(name))
+        .expect("readable inputs");
+    for input in (target.seeds)().iter().chain(&kept).chain(&regressions) {
+        let done = std::panic::catch_unwind(|| (target.run)(input));
+        assert!(done.is_ok(), "{name}: fails on {}", hex(input));
+    }
+}
+
+fn hex(input: &[u8]) -> String {
+    input.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+macro_rules! replays {
+    ($($name:ident)*) => {
+        $(
+            #[test]
+            fn $name() {
+                replay(stringify!($name));
+            }
+        )*
+
+        #[test]
+        fn every_target_is_replayed() {
+            let replayed = [$(stringify!($name)),*];
+            for target in ALL {
+                assert!(replayed.contains(&target.name), "{} is not", target.name);
+                let main = fuzz_dir().join(format!("fuzz_targets/{}.rs", target.name));
+                assert!(main.exists(), "{} is missing", main.display());
+            }
+        }
+    };
+}
+
+replays! {
+    metadata_image metadata_damage hostile_pool table_lines dm_ioctl control_frames nbd fuse
+}

@@ -1,0 +1,4 @@
+//! `dm_ioctl`: see crates/fuzzing/src/targets.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|input: &[u8]| (thinmap_fuzzing::by_name("dm_ioctl").run)(input));

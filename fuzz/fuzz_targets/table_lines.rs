@@ -1,0 +1,4 @@
+//! `table_lines`: see crates/fuzzing/src/targets.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|input: &[u8]| (thinmap_fuzzing::by_name("table_lines").run)(input));
