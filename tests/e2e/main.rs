@@ -12,6 +12,7 @@ mod memory;
 mod nbd;
 mod restart;
 mod session;
+mod snapshots;
 mod start;
 mod uring;
 mod user;
