@@ -3,6 +3,12 @@ T=$DEVDIR
 disk O 2M
 disk C 4M
 disk C2 4M
+# snap NAME TABLE: a snapshot by the book, with its origin suspended. (A kernel looks for snapshots when an origin is resumed.)
+snap() {
+    quiet dmsetup suspend o
+    quiet dmsetup create "$1" --table "$2"
+    quiet dmsetup resume o
+}
 # merged NAME: wait until nothing is left.
 merged() {
     for _ in $(seq 400); do
@@ -14,15 +20,13 @@ merged() {
 }
 fill "$O" 0 4096 red
 quiet dmsetup create o --table "0 4096 snapshot-origin $O"
-quiet dmsetup create s --table "0 4096 snapshot $O $C P 8"
+snap s "0 4096 snapshot $O $C P 8"
 fill "$T/o" 0 1024 blue
 fill "$T/s" 2048 64 pink
 fill "$T/o" 3000 100 blue
 run dmsetup status
 title 'another snapshot, from later'
-quiet dmsetup suspend o
-quiet dmsetup create later --table "0 4096 snapshot $O $C2 P 32"
-quiet dmsetup resume o
+snap later "0 4096 snapshot $O $C2 P 32"
 title 'refused while the source lives'
 quiet dmsetup load o --table "0 4096 snapshot-merge $O $C P 8"
 run dmsetup table --inactive o
@@ -77,7 +81,7 @@ quiet dmsetup remove n
 title 'an invalid one'
 disk S 24K
 quiet dmsetup create o --table "0 4096 snapshot-origin $O"
-quiet dmsetup create s --table "0 4096 snapshot $O $S P 8"
+snap s "0 4096 snapshot $O $S P 8"
 fill "$T/o" 0 64 over
 run dmsetup status s
 quiet dmsetup remove s
