@@ -137,6 +137,14 @@ SCALE = [
     Row("scale-chain-1000", READ, ("chain of 1,000", "no snapshot"), must=(Must("no snapshot", 0.95),), words=UNDER),
 ]  # fmt: skip
 
+# The limit of an origin is the device without snapshots: where all is copied, but for looking that up; at a chunk's first write a read
+# and three writes (copy, slots, the write itself) where there is one.
+BESIDE = "NBD: an origin with a snapshot beside the device without"
+THICK = [
+    Row("origin-randwrite", WRITE, ("origin", "linear"), must=(Must("linear", 0.8),), words=f"{WRITE.words}, all copied, {BESIDE}"),
+    Row("origin-firstwrite", FIRST, ("origin", "linear"), EMPTY, must=(Must("linear", 0.25),), words=f"{FIRST.words}, {BESIDE}"),
+]  # fmt: skip
+
 MANY, FEW = "16 million mapped", "16 mapped"
 REFLINKS = ("thinmap", "xfs reflink", "btrfs reflink")
 CASES = [
@@ -161,4 +169,4 @@ TUNING = [
     Row("tuning-qcow2-snapwrite", FIRST, ("qemu qcow2", "qemu qcow2 threads", "qemu qcow2 buffered"), SNAPSHOT),
 ]
 
-ROWS = [*_nbd_rows(), *_device_rows(), *SCALE, *CASES]
+ROWS = [*_nbd_rows(), *_device_rows(), *SCALE, *THICK, *CASES]

@@ -120,7 +120,6 @@ fn what_needs_a_target_that_is_missing_is_refused_and_leaves_nothing() {
         r#"
         l lvcreate -qq -y -n lin -L 50M $VG
         missing='Required device-mapper target(s) not detected'
-        refused "$missing" lvcreate -y -s -n thick -L 12M $VG/lin
         pv PV2 200M; l pvcreate -qq $PV2; l vgextend -qq $VG $PV2
         refused "$missing" pvmove $PV $PV2
         refused "$missing" lvcreate -y --type mirror -m1 -n mirror -L 20M $VG

@@ -15,6 +15,7 @@ mod nbd;
 mod restart;
 mod security;
 mod session;
+mod snapshots;
 mod start;
 mod uring;
 mod user;

@@ -3,6 +3,8 @@
 //!
 //! `pool.sh` is the one body that both arms run; images and manifest travel between them.
 
+mod snapshots;
+
 use std::fs;
 use std::path::Path;
 use std::process::Command;
@@ -13,13 +15,13 @@ use thinmap_tests::uml::Uml;
 const OPEN_AND_CHECK: &str = "check_images; close_images";
 const OPEN_CHECK_AND_CHANGE: &str = "check_images; change_images; close_images";
 
-type Arm = fn(&[Case]) -> anyhow::Result<Vec<String>>;
+pub(crate) type Arm = fn(&[Case]) -> anyhow::Result<Vec<String>>;
 
-fn kernel(cases: &[Case]) -> anyhow::Result<Vec<String>> {
+pub(crate) fn kernel(cases: &[Case]) -> anyhow::Result<Vec<String>> {
     arm::kernel(cases, false, 5)
 }
 
-fn thinmap(cases: &[Case]) -> anyhow::Result<Vec<String>> {
+pub(crate) fn thinmap(cases: &[Case]) -> anyhow::Result<Vec<String>> {
     arm::thinmap_arm(cases, Dmsetup::Ours)
 }
 
@@ -174,13 +176,14 @@ fn exchange(test: &str, first: Arm, second: Arm) {
     check_metadata(images, "as left at the end");
 }
 
-/// Runs one body over the images. The kernel's loop devices work on copies, because its host file
-/// system cannot punch holes; so both arms do.
 fn step(arm: Arm, images: &Path, name: &str, words: &str) -> String {
-    let pool = arm::package()
-        .join("exchange/pool.sh")
-        .canonicalize()
-        .expect("pool.sh");
+    run_step("exchange/pool.sh", arm, images, name, words)
+}
+
+/// Runs words of a file of them (a path in the package) over the images. The kernel's loop devices work on copies, because its host
+/// file system cannot punch holes; so both arms do.
+pub(crate) fn run_step(file: &str, arm: Arm, images: &Path, name: &str, words: &str) -> String {
+    let pool = arm::package().join(file).canonicalize().expect(file);
     let body = format!(
         "IMAGES=$WORK/images\nmkdir $IMAGES\n\
          cp --sparse=always {images}/* $IMAGES/ 2>/dev/null\n\

@@ -134,7 +134,7 @@ mount -t proc proc /proc
 mount -t sysfs sys /sys
 mount -t tmpfs -o size=90% tmpfs /run
 mkdir -p /dev/mapper
-for module in dm-mod dm-zero dm-thin-pool loop; do
+for module in dm-mod dm-zero dm-snapshot dm-thin-pool loop; do
     modprobe -d {modules} $module
 done
 dmesg -n 1

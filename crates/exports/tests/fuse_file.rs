@@ -177,6 +177,34 @@ fn errors_keep_their_cause() {
     );
 }
 
+/// A hole is asked for to save space: where that cannot be, it is not written out with zeroes.
+#[test]
+fn holes_are_refused_where_they_would_be_written() {
+    let stack = Stack::start();
+    let device = Double::new(Sector(64), |_| Fate::Pass);
+    {
+        let mut limits = device.limits.lock();
+        limits.max_discard = Sector::ZERO;
+        limits.max_write_zeroes = Sector::ZERO;
+    }
+    let (_node, path) = file_of(&stack, device.clone());
+    let file = std::fs::File::options()
+        .read(true)
+        .write(true)
+        .open(&path)
+        .expect("open");
+    let keep = rustix::fs::FallocateFlags::KEEP_SIZE;
+    let punch = rustix::fs::FallocateFlags::PUNCH_HOLE | keep;
+    assert_eq!(
+        rustix::fs::fallocate(&file, punch, 0, 512),
+        Err(rustix::io::Errno::OPNOTSUPP)
+    );
+    assert!(device.zeroes.lock().is_empty());
+    let zero = rustix::fs::FallocateFlags::ZERO_RANGE | keep;
+    assert_eq!(rustix::fs::fallocate(&file, zero, 0, 512), Ok(()));
+    assert_eq!(*device.zeroes.lock(), [(Sector(0), Sector(1), true)]);
+}
+
 #[test]
 fn the_directory_lists_the_files_and_takes_no_others() {
     let stack = Stack::start();

@@ -2,7 +2,6 @@
 
 use std::io::{IoSlice, IoSliceMut};
 use std::os::fd::BorrowedFd;
-use std::path::PathBuf;
 
 use nix::sys::uio::{RemoteIoVec, process_vm_readv, process_vm_writev};
 use nix::unistd::Pid;
@@ -23,8 +22,6 @@ pub trait Caller {
     fn is_admin(&self) -> bool;
     /// Waits until `answer` is readable, for a command that a signal to the caller may interrupt: the errno then.
     fn wait_for(&self, answer: BorrowedFd<'_>) -> Result<(), Errno>;
-    /// Its directory in `/proc`.
-    fn process(&self) -> PathBuf;
 }
 
 /// The calling thread itself.
@@ -64,10 +61,6 @@ impl Caller for ThisThread {
     fn wait_for(&self, answer: BorrowedFd<'_>) -> Result<(), Errno> {
         let mut first = [0];
         rustix::net::recv(answer, &mut first[..], RecvFlags::PEEK).map(|_| ())
-    }
-
-    fn process(&self) -> PathBuf {
-        PathBuf::from("/proc/self")
     }
 }
 

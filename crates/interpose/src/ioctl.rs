@@ -12,7 +12,6 @@ use zerocopy::{FromBytes, IntoBytes, NativeEndian, U32};
 use crate::caller::Caller;
 use crate::cookie;
 use crate::foreign;
-use crate::lvm2;
 use crate::world::World;
 
 /// Bytes of the version numbers at the start of the buffer.
@@ -68,8 +67,7 @@ impl World {
                 self.renamed.note(nr, &buffer);
                 // The version alone was told already, and may have been wiped since.
                 if answer.buffer.len() > VERSION_BYTES {
-                    let with_more = lvm2::targets(nr, &caller.process(), &buffer, &answer.buffer);
-                    caller.write(address, with_more.as_ref().unwrap_or(&answer.buffer))?;
+                    caller.write(address, &answer.buffer)?;
                 }
                 Ok(())
             }

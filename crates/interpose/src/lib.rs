@@ -12,7 +12,6 @@ mod cookie;
 mod face;
 mod foreign;
 mod ioctl;
-mod lvm2;
 mod proc_files;
 mod renamed;
 mod sysfs;

@@ -1,7 +1,7 @@
 //! The caller of a stopped system call, seen from the supervisor: its memory, its descriptors, its signals.
 
 use std::os::fd::{BorrowedFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
@@ -116,9 +116,5 @@ impl Caller for Remote<'_> {
                 }
             }
         }
-    }
-
-    fn process(&self) -> PathBuf {
-        PathBuf::from(format!("/proc/{}", self.0.thread()))
     }
 }

@@ -6,6 +6,7 @@
 mod args;
 mod error;
 mod linear;
+mod snapshot;
 mod striped;
 mod thin;
 mod thin_pool;
@@ -15,6 +16,7 @@ use thinmap_dm::TargetType;
 
 pub use error::ErrorType;
 pub use linear::LinearType;
+pub use snapshot::{SnapshotMergeType, SnapshotOriginType, SnapshotType};
 pub use striped::StripedType;
 pub use thin::ThinType;
 pub use thin_pool::ThinPoolType;
@@ -24,6 +26,9 @@ pub use zero::ZeroType;
 ///
 /// COMPAT: the kernel lists what was registered last first: modules before the built-in targets.
 pub static ALL: &[&dyn TargetType] = &[
+    &SnapshotMergeType,
+    &SnapshotOriginType,
+    &SnapshotType,
     &ThinPoolType,
     &ThinType,
     &ZeroType,

@@ -1,4 +1,4 @@
-//! Every wrong argument of the simple targets, and the rules of tables.
+//! Every wrong argument of the targets without metadata of pools, and the rules of tables.
 #![allow(
     clippy::unwrap_used,
     reason = "helpers of tests, outside test functions"
@@ -91,6 +91,122 @@ const WRONG: &[(&str, &str, i32)] = &[
     (
         "0 8 striped 2 4 a 0 b 61",
         "table: 7:1 too small for target: start=61, len=4, dev_size=64",
+        22,
+    ),
+    (
+        "0 8 snapshot a b P",
+        "snapshot: requires 4 or more arguments",
+        22,
+    ),
+    (
+        "0 8 snapshot nowhere b P 8",
+        "snapshot: Cannot get origin device: nowhere: no such device",
+        19,
+    ),
+    (
+        "0 8 snapshot a nowhere P 8",
+        "snapshot: Cannot get COW device: nowhere: no such device",
+        19,
+    ),
+    (
+        "0 8 snapshot a a P 8",
+        "snapshot: COW device cannot be the same as origin device",
+        22,
+    ),
+    (
+        "0 8 snapshot a b X 8",
+        "snapshot: Couldn't create exception store: Persistent flag is not P or N: 'X'",
+        22,
+    ),
+    (
+        "0 8 snapshot a b PX 8",
+        "snapshot: Couldn't create exception store: Unsupported persistent store option: 'PX'",
+        22,
+    ),
+    (
+        "0 8 snapshot a b P x",
+        "snapshot: Couldn't create exception store: Invalid chunk size: 'x'",
+        22,
+    ),
+    (
+        "0 8 snapshot a b P 4294967296",
+        "snapshot: Couldn't create exception store: Invalid chunk size: '4294967296'",
+        22,
+    ),
+    (
+        "0 8 snapshot a b P 3",
+        "snapshot: Couldn't create exception store: Chunk size is not a power of 2: 3",
+        22,
+    ),
+    (
+        "0 8 snapshot a b P 4194304",
+        "snapshot: Couldn't create exception store: Chunk size is too high: 4194304",
+        22,
+    ),
+    (
+        "0 8 snapshot a b P 128",
+        "snapshot: Failed to read snapshot metadata: the COW device cannot be read or written",
+        5,
+    ),
+    ("0 8 snapshot a b N 0", "snapshot: Chunk size not set", 22),
+    (
+        "0 8 snapshot a b P 8 x",
+        "snapshot: Invalid number of feature arguments: 'x'",
+        22,
+    ),
+    (
+        "0 8 snapshot a b P 8 3 a b c",
+        "snapshot: Invalid number of feature arguments: '3'",
+        22,
+    ),
+    (
+        "0 8 snapshot a b P 8 1",
+        "snapshot: Invalid number of feature arguments: '1'",
+        22,
+    ),
+    (
+        "0 8 snapshot a b P 8 1 nonsense",
+        "snapshot: Unrecognised feature requested: 'nonsense'",
+        22,
+    ),
+    (
+        "0 8 snapshot a b P 8 1 discard_passdown_origin",
+        "snapshot: discard_passdown_origin feature depends on discard_zeroes_cow",
+        22,
+    ),
+    (
+        "0 8 snapshot-merge a b P",
+        "snapshot-merge: requires 4 or more arguments",
+        22,
+    ),
+    (
+        "0 8 snapshot-merge a b N 8",
+        "snapshot-merge: Snapshot exception store does not support snapshot-merge.",
+        22,
+    ),
+    (
+        "0 8 snapshot-origin",
+        "snapshot-origin: origin: incorrect number of arguments",
+        22,
+    ),
+    (
+        "0 8 snapshot-origin a 0",
+        "snapshot-origin: origin: incorrect number of arguments",
+        22,
+    ),
+    (
+        "0 8 snapshot-origin nowhere",
+        "snapshot-origin: Cannot get target device: nowhere: no such device",
+        19,
+    ),
+    (
+        "0 65 snapshot-origin a",
+        "table: 7:0 too small for target: start=0, len=65, dev_size=64",
+        22,
+    ),
+    (
+        "0 65 snapshot a b P 8",
+        "table: 7:0 too small for target: start=0, len=65, dev_size=64",
         22,
     ),
 ];

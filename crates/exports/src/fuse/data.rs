@@ -219,6 +219,8 @@ impl Queue {
             Some(libc::EINVAL)
         } else if len == 0 {
             Some(0)
+        } else if !no_unmap && !frees_space(&geometry) {
+            Some(libc::EOPNOTSUPP)
         } else {
             None
         };
@@ -244,6 +246,12 @@ impl Queue {
 /// What of `offset..offset+len` lies in the device, in bytes.
 fn clamped(offset: u64, len: u64, size: u64) -> u64 {
     len.min(size.saturating_sub(offset))
+}
+
+/// Whether a hole may be asked for. Where it may not, writing zeroes in its place would cost what the asker means to save; who wants
+/// zeroes writes them himself then.
+fn frees_space(geometry: &Geometry) -> bool {
+    geometry.limits.supports_discard() || geometry.limits.max_write_zeroes > Sector::ZERO
 }
 
 fn is_aligned(geometry: &Geometry, offset: u64, len: u64) -> bool {
