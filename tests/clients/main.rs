@@ -4,6 +4,7 @@
 
 mod article;
 mod containerd;
+mod cryptsetup;
 mod docker;
 mod docker_file_systems;
 mod docker_removal;

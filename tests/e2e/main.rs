@@ -5,9 +5,11 @@
 
 mod bad_input;
 mod deletion;
+mod encrypted;
 mod file_systems;
 mod flush_log;
 mod full;
+mod keys;
 mod kill;
 mod many;
 mod memory;

@@ -97,7 +97,7 @@ fn assert_right(output: &str, devices: usize) {
 fn assert_headers(images: &Path) {
     for (name, chunk) in [("a.img", 1_u8), ("b.img", 8), ("c.img", 64)] {
         let bytes = std::fs::read(images.join(name)).expect(name);
-        let expected = [b"SnAp", &[1, 0, 0, 0], &[1, 0, 0, 0], &[chunk, 0, 0, 0]].concat();
+        let expected = [*b"SnAp", [1, 0, 0, 0], [1, 0, 0, 0], [chunk, 0, 0, 0]].concat();
         assert_eq!(bytes[..16], expected, "{name}");
     }
 }

@@ -137,6 +137,9 @@ mkdir -p /dev/mapper
 for module in dm-mod dm-zero dm-snapshot dm-thin-pool loop; do
     modprobe -d {modules} $module
 done
+for module in dm-crypt xts cbc ecb essiv; do
+    modprobe -d {modules} $module
+done
 dmesg -n 1
 dmesg -c >/dev/null
 sh {here}/script >{here}/output 2>&1

@@ -22,6 +22,10 @@ impl Failure for libc::c_int {
     const FAILED: Self = -1;
 }
 
+impl Failure for libc::c_long {
+    const FAILED: Self = -1;
+}
+
 impl Failure for *mut libc::FILE {
     const FAILED: Self = std::ptr::null_mut();
 }

@@ -9,6 +9,7 @@
 mod answer;
 mod environment;
 mod ioctl;
+mod keyring;
 mod next;
 mod open;
 mod stat;

@@ -171,4 +171,32 @@ class DeepChain(UnderSnapshots):
     depth = 1_000
 
 
-SIDES = [ThinmapNbd, ThinmapDevice, NoSnapshot, ManySnapshots, DeepChain]
+class OnOneFile(Side):
+    """A mapped device of one line on a file."""
+
+    states = (FILLED,)
+
+    def start(self, stack, run, data, state):
+        daemon = Daemon(stack, run, data, self.size, nbd_only=True)
+        daemon.control.create("volume", self.size // SECTOR, self.arguments(daemon))
+        self.fill(daemon.target("volume", "nbd"), run)
+        return daemon.target("volume", "nbd")
+
+
+class Crypt(OnOneFile):
+    name = "thinmap crypt"
+    words = "crypt on a file: aes-xts-plain64, 512 bit, sectors of 4096 bytes; NBD only"
+
+    def arguments(self, daemon):
+        return f"crypt aes-xts-plain64 {bytes(range(64)).hex()} 0 {daemon.blocks} 0 1 sector_size:4096"
+
+
+class Linear(OnOneFile):
+    name = "thinmap linear"
+    words = "the same file unencrypted, linear; NBD only"
+
+    def arguments(self, daemon):
+        return f"linear {daemon.blocks} 0"
+
+
+SIDES = [Crypt, Linear, ThinmapNbd, ThinmapDevice, NoSnapshot, ManySnapshots, DeepChain]

@@ -93,7 +93,9 @@ impl Client {
         wait: impl FnOnce(BorrowedFd<'_>) -> io::Result<()>,
     ) -> Result<Forwarded, CallError> {
         let request = RequestFrame::Ioctl { nr, buffer };
-        let answer = self.exchange(&request, wait)?;
+        let answer = self.exchange(&request, wait);
+        request.wipe();
+        let answer = answer?;
         Ok(Forwarded {
             errno: i32::try_from(answer.errno).unwrap_or(i32::MAX),
             buffer: answer.body,

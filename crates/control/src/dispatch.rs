@@ -3,6 +3,7 @@
 use rustix::io::Errno;
 use thinmap_units::Sector;
 use zerocopy::IntoBytes;
+use zeroize::{Zeroize, Zeroizing};
 
 use crate::ioctl::{Command, Header, INTERFACE_VERSION};
 use crate::request::Request;
@@ -49,11 +50,14 @@ fn run(
         put_version_only(buffer);
         return Ok(());
     }
-    let request = Request::decode(command, buffer)
+    let mut request = Request::decode(command, buffer)
         .map_err(|wrong| first_error(service, command, buffer, wrong))?;
-    let response = apply(service, &request, cancel)?;
-    response.encode(&request, buffer);
-    Ok(())
+    let done = apply(service, &request, cancel).map(|mut response| {
+        response.encode(&request, buffer);
+        response.wipe();
+    });
+    request.wipe();
+    done
 }
 
 /// Which error the kernel finds first, of one in the request and those that only the service can find.
@@ -141,7 +145,7 @@ pub fn apply(
             sector,
             message,
         } => {
-            let args = split_args(message);
+            let args = Zeroizing::new(split_args(message));
             let Some(first) = args.first() else {
                 service.status(device)?;
                 return Err(log("Empty message received."));
@@ -229,10 +233,11 @@ pub fn check_version(nr: u32, [major, minor, patch]: [u32; 3]) -> Result<(), DmE
 
 fn put_version_only(buffer: &mut Vec<u8>) {
     let version = Header::new(0).version;
-    if buffer.len() < version.as_bytes().len() {
-        buffer.clear();
+    let len = buffer.len();
+    // It may have held a key.
+    buffer.zeroize();
+    if len < version.as_bytes().len() {
         return;
     }
-    buffer.clear();
     buffer.extend_from_slice(version.as_bytes());
 }

@@ -13,6 +13,7 @@
 use std::io::{self, Read, Write};
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, LittleEndian, U32, Unaligned};
+use zeroize::Zeroize;
 
 /// The longest body or text, in bytes.
 pub const BODY_BYTES_MAX: usize = 64 << 20;
@@ -56,6 +57,13 @@ impl RequestFrame {
         write_head(to, [kind, nr, length(body)?])?;
         to.write_all(body)?;
         to.flush()
+    }
+
+    /// Overwrites an ioctl's buffer, which may hold a key.
+    pub fn wipe(self) {
+        if let Self::Ioctl { mut buffer, .. } = self {
+            buffer.zeroize();
+        }
     }
 
     /// Receives a request; `None` when the peer closed between requests.

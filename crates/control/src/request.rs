@@ -3,6 +3,7 @@
 
 use thinmap_units::{DevNo, DmName, DmUuid, Sector};
 use zerocopy::{IntoBytes, NativeEndian, U32, U64};
+use zeroize::Zeroize;
 
 use crate::ioctl::{
     Command, HEADER_BYTES, Header, TARGET_SPEC_BYTES, TargetSpec, flag, nul_padded,
@@ -117,6 +118,15 @@ impl Request {
             Self::SetGeometry { .. } => Command::DevSetGeometry,
             Self::ArmPoll => Command::DevArmPoll,
             Self::TargetVersion { .. } => Command::TargetVersion,
+        }
+    }
+
+    /// Overwrites what may hold a key: tables and messages.
+    pub fn wipe(&mut self) {
+        match self {
+            Self::TableLoad { lines, .. } => lines.iter_mut().for_each(|l| l.params.zeroize()),
+            Self::Message { message, .. } => message.zeroize(),
+            _ => {}
         }
     }
 

@@ -4,6 +4,7 @@
 use rustix::io::Errno;
 use thinmap_units::{DevNo, DmName, DmUuid, Sector};
 use zerocopy::{FromBytes, NativeEndian, U32, U64};
+use zeroize::Zeroize;
 
 use crate::ioctl::{
     HEADER_BYTES_MIN, Header, TARGET_SPEC_BYTES, TargetSpec, flag, name_list_flag, until_nul,
@@ -35,6 +36,16 @@ pub enum Response {
 }
 
 impl Response {
+    /// Overwrites what may hold a key: table lines.
+    pub fn wipe(&mut self) {
+        if let Self::Status(DeviceStatus {
+            lines: Some(lines), ..
+        }) = self
+        {
+            lines.iter_mut().for_each(|line| line.params.zeroize());
+        }
+    }
+
     /// Reads the answer to `request` from a buffer, or `None` when the buffer was too small and the call must be
     /// repeated with a larger one. EPROTO for an answer that makes no sense.
     pub fn decode(request: &Request, buffer: &[u8]) -> Result<Option<Self>, DmError> {

@@ -21,6 +21,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{FlockOperation, Mode};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+use zeroize::Zeroize;
 
 use crate::dispatch::dispatch;
 use crate::frame::{RequestFrame, ResponseFrame};
@@ -351,9 +352,12 @@ pub(crate) fn serve(
         if asks_for_events(&request) {
             return tell_events(stream, service);
         }
-        let response = answer(request, stream, service, cancel);
+        let mut response = answer(request, stream, service, cancel);
         let mut writer = stream;
-        response.write(&mut writer)?;
+        let sent = response.write(&mut writer);
+        // Request and answer were in it, maybe with a key.
+        response.body.zeroize();
+        sent?;
     }
 }
 

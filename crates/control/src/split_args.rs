@@ -8,7 +8,7 @@ pub fn split_args(text: &str) -> Vec<String> {
     let mut current: Option<String> = None;
     let mut chars = text.chars();
     while let Some(c) = chars.next() {
-        if c.is_ascii_whitespace() || c == '\x0b' {
+        if is_space(c) {
             args.extend(current.take());
             continue;
         }
@@ -16,10 +16,26 @@ pub fn split_args(text: &str) -> Vec<String> {
             '\\' => chars.next().unwrap_or('\\'),
             other => other,
         };
-        current.get_or_insert_default().push(literal);
+        let is_first = current.is_none();
+        let word: &mut String = current.get_or_insert_default();
+        if is_first {
+            // A key that moves as it grows would leave copies behind.
+            word.reserve(
+                chars
+                    .as_str()
+                    .find(is_space)
+                    .map_or(chars.as_str().len(), |at| at)
+                    + 4,
+            );
+        }
+        word.push(literal);
     }
     args.extend(current);
     args
+}
+
+fn is_space(c: char) -> bool {
+    c.is_ascii_whitespace() || c == '\x0b'
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@ use thinmap_control::{
 use thinmap_dm::{DeviceError, MappedDevice, SuspendFlags, WhichTable};
 use thinmap_exports::block_node::NodeError;
 use thinmap_units::{DmName, DmUuid, Sector};
+use zeroize::Zeroize;
 
 use crate::daemon::Daemon;
 use crate::devices::{Device, Taken};
@@ -252,8 +253,6 @@ impl DmService for Daemon {
         lines: Vec<TableLine>,
         read_only: bool,
     ) -> Result<DeviceInfo, DmError> {
-        let device = self.find(selector)?;
-        let control = device.control.lock();
         let lines: Vec<thinmap_dm::TableLine> = lines
             .into_iter()
             .map(|line| thinmap_dm::TableLine {
@@ -263,9 +262,12 @@ impl DmService for Daemon {
                 params: line.params,
             })
             .collect();
+        let lines = Wiped(lines);
+        let device = self.find(selector)?;
+        let control = device.control.lock();
         device
             .md
-            .load(&lines, read_only)
+            .load(&lines.0, read_only)
             .map_err(|e| failed(&device, "table", &e))?;
         drop(control);
         Ok(self.info(&device))
@@ -398,6 +400,15 @@ impl Daemon {
             info: self.info(device),
             lines: lines.map(|lines| lines.into_iter().map(line).collect()),
         }
+    }
+}
+
+/// A table's lines, which may hold a key, overwritten when they go.
+struct Wiped(Vec<thinmap_dm::TableLine>);
+
+impl Drop for Wiped {
+    fn drop(&mut self) {
+        self.0.iter_mut().for_each(|line| line.params.zeroize());
     }
 }
 

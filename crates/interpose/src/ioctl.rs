@@ -8,6 +8,7 @@ use thinmap_control::ioctl::{
 };
 use thinmap_control::{BODY_BYTES_MAX, check_version};
 use zerocopy::{FromBytes, IntoBytes, NativeEndian, U32};
+use zeroize::Zeroizing;
 
 use crate::caller::Caller;
 use crate::cookie;
@@ -43,7 +44,8 @@ impl World {
         let nr = request & 0xff;
         exchange_versions(caller, nr, address)?;
         let command = Command::from_nr(nr).ok_or(Errno::NOTTY)?;
-        let buffer = fetch(caller, command, address)?;
+        // May hold a key, as may the answer.
+        let buffer = Zeroizing::new(fetch(caller, command, address)?);
         if command == Command::DevArmPoll {
             self.arm_poll(fd);
         }
@@ -53,21 +55,23 @@ impl World {
             true => Ok(caller.wait_for(answer)?),
             false => Ok(()),
         };
-        match client.forward(nr, buffer.clone(), wait) {
-            Ok(mut answer) => {
-                if answer.errno == Errno::NXIO.raw_os_error()
+        match client.forward(nr, buffer.to_vec(), wait) {
+            Ok(answer) => {
+                let errno = answer.errno;
+                let mut answer = Zeroizing::new(answer.buffer);
+                if errno == Errno::NXIO.raw_os_error()
                     && let Some(stranger) = foreign::answer(nr, &buffer, &self.majors())
                 {
                     return caller.write(address, &stranger);
                 }
-                if answer.errno != 0 {
-                    return Err(Errno::from_raw_os_error(answer.errno));
+                if errno != 0 {
+                    return Err(Errno::from_raw_os_error(errno));
                 }
-                complete_cookie(&buffer, &mut answer.buffer);
+                complete_cookie(&buffer, &mut answer);
                 self.renamed.note(nr, &buffer);
                 // The version alone was told already, and may have been wiped since.
-                if answer.buffer.len() > VERSION_BYTES {
-                    caller.write(address, &answer.buffer)?;
+                if answer.len() > VERSION_BYTES {
+                    caller.write(address, &answer)?;
                 }
                 Ok(())
             }

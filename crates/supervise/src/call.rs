@@ -27,6 +27,7 @@ pub enum Kind {
     Unlink,
     UnlinkAt,
     Ioctl,
+    RequestKey,
 }
 
 /// Every call that waits for the supervisor.
@@ -45,6 +46,7 @@ pub const NOTIFIED: &[(c_long, Kind)] = &[
     (libc::SYS_lstat, Kind::Stat),
     (libc::SYS_access, Kind::Access { path: 0 }),
     (libc::SYS_unlink, Kind::Unlink),
+    (libc::SYS_request_key, Kind::RequestKey),
 ];
 /// Every call that waits for the supervisor.
 #[cfg(target_arch = "aarch64")]
@@ -57,6 +59,7 @@ pub const NOTIFIED: &[(c_long, Kind)] = &[
     (libc::SYS_faccessat, Kind::Access { path: 1 }),
     (libc::SYS_faccessat2, Kind::Access { path: 1 }),
     (libc::SYS_unlinkat, Kind::UnlinkAt),
+    (libc::SYS_request_key, Kind::RequestKey),
 ];
 
 /// Where a look at a path is to be written to.
@@ -95,6 +98,8 @@ pub enum Call {
         request: u32,
         argument: u64,
     },
+    /// Addresses of texts.
+    RequestKey { kind: u64, description: u64 },
 }
 
 impl Call {
@@ -127,6 +132,10 @@ impl Call {
                 fd: args[0] as i32,
                 request: args[ARGUMENT_OF_IOCTL_REQUEST] as u32,
                 argument: args[2],
+            }),
+            Kind::RequestKey => Some(Self::RequestKey {
+                kind: args[0],
+                description: args[1],
             }),
         }
     }

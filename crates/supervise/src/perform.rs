@@ -20,6 +20,8 @@ pub enum Work {
         request: u32,
         argument: u64,
     },
+    /// The question whether the kernel keeps keys.
+    AskForKeys,
 }
 
 impl Work {
@@ -42,6 +44,10 @@ impl Work {
                 request,
                 argument,
             }),
+            Call::RequestKey { kind, description } => {
+                thinmap_interpose::asks_for_logon_keys(&Remote(pending), kind, description)
+                    .then_some(Self::AskForKeys)
+            }
         }
     }
 
@@ -76,6 +82,7 @@ impl Work {
             } => {
                 ioctl(pending, world, fd, request, argument);
             }
+            Self::AskForKeys => pending.answer(Err(Errno::NOSYS)),
         }
     }
 }

@@ -4,6 +4,7 @@
 #![forbid(unsafe_code)]
 
 mod args;
+mod crypt;
 mod error;
 mod linear;
 mod snapshot;
@@ -14,6 +15,7 @@ mod zero;
 
 use thinmap_dm::TargetType;
 
+pub use crypt::CryptType;
 pub use error::ErrorType;
 pub use linear::LinearType;
 pub use snapshot::{SnapshotMergeType, SnapshotOriginType, SnapshotType};
@@ -26,6 +28,7 @@ pub use zero::ZeroType;
 ///
 /// COMPAT: the kernel lists what was registered last first: modules before the built-in targets.
 pub static ALL: &[&dyn TargetType] = &[
+    &CryptType,
     &SnapshotMergeType,
     &SnapshotOriginType,
     &SnapshotType,

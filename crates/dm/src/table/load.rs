@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use thinmap_units::Sector;
+use zeroize::Zeroizing;
 
 use super::{Line, Table, TableLine, split_args};
 use crate::error::TableError;
@@ -62,7 +63,8 @@ impl Table {
         if line.start != self.size() {
             return Err(TableError::invalid(info.name, "Gap in table"));
         }
-        let argv = split_args(&line.params);
+        // A key may be among them.
+        let argv = Zeroizing::new(split_args(&line.params));
         let args = TargetArgs {
             begin: line.start,
             len: line.len,

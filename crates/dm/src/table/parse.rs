@@ -11,7 +11,8 @@ pub fn split_args(params: &str) -> Vec<String> {
         if chars.peek().is_none() {
             return words;
         }
-        let mut word = String::new();
+        // A key that moves as it grows would leave copies behind.
+        let mut word = String::with_capacity(chars.clone().take_while(|c| !is_space(*c)).count());
         while let Some(c) = chars.next_if(|c| !is_space(*c)) {
             let quoted = if c == '\\' { chars.next() } else { None };
             word.push(quoted.unwrap_or(c));

@@ -13,7 +13,7 @@ use thinmap_runtime::Waker;
 use super::extents::{self, ExtentsSender};
 use super::listener::Reaper;
 use super::negotiation::{Agreement, Negotiation, OPTION_BYTES_MAX, Step, TlsState};
-use super::queue::{NewClient, Queue, QueueShared};
+use super::queue::{AtWork, NewClient, Queue, QueueShared};
 use super::registry::Registry;
 use super::transport::{Received, Transport};
 
@@ -88,7 +88,13 @@ fn transmit(
     let shared = Arc::new(QueueShared::new(waker.clone()));
     let reaper = Arc::new(Reaper::new(waker.clone()));
     let ready = epoll::create(epoll::CreateFlags::CLOEXEC).expect("an epoll descriptor");
-    let mut queue = Queue::new(shared.clone(), reaper, ready, extents_thread());
+    let mut queue = Queue::new(
+        shared.clone(),
+        reaper,
+        AtWork::default(),
+        ready,
+        extents_thread(),
+    );
     shared.attach(NewClient {
         transport: Transport::new(server),
         agreement,

@@ -1,0 +1,105 @@
+//! Keys of crypt devices: in no core dump, in no log, and gone from memory when they are wiped.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+
+use thinmap_tests::world::{World, can_make_block_devices};
+
+/// Places of the daemon's memory where one of `wanted` stands.
+#[derive(Debug, Default)]
+struct Found {
+    /// In memory that a core dump leaves out.
+    hidden: usize,
+    /// Elsewhere: the mapping and which it was.
+    dumped: Vec<String>,
+}
+
+fn search(pid: i32, wanted: &[(&str, &[u8])]) -> Found {
+    let maps = std::fs::read_to_string(format!("/proc/{pid}/smaps")).expect("smaps");
+    let memory = File::open(format!("/proc/{pid}/mem")).expect("memory");
+    let mut found = Found::default();
+    let mut mapping = None;
+    for line in maps.lines() {
+        let range = line.split(' ').next().and_then(|range| {
+            let (start, end) = range.split_once('-')?;
+            let number = |text| u64::from_str_radix(text, 16).ok();
+            Some((number(start)?, number(end)?))
+        });
+        if let Some((start, end)) = range {
+            mapping = Some((start, end, line.to_owned()));
+        }
+        let Some(flags) = line.strip_prefix("VmFlags:") else {
+            continue;
+        };
+        let Some((start, end, name)) = mapping.take() else {
+            continue;
+        };
+        // What is shared with files is no place for keys, and may be huge.
+        if !flags.contains(" wr") || flags.contains(" sh") {
+            continue;
+        }
+        let is_hidden = flags.split_whitespace().any(|flag| flag == "dd");
+        let bytes = usize::try_from(end - start).expect("a mapping's size");
+        let mut content = vec![0; bytes];
+        if memory.read_exact_at(&mut content, start).is_err() {
+            continue;
+        }
+        for (what, text) in wanted {
+            let times = content.windows(text.len()).filter(|at| at == text).count();
+            if is_hidden {
+                found.hidden += times;
+            } else if times > 0 {
+                found.dumped.push(format!("{times} x {what} in {name}"));
+            }
+        }
+    }
+    found
+}
+
+#[test]
+fn a_key_is_in_hidden_memory_only_and_goes_with_its_wipe() {
+    let test = "a_key_is_in_hidden_memory_only_and_goes_with_its_wipe";
+    if !can_make_block_devices(test) {
+        return;
+    }
+    let world = World::new();
+    let mut key = vec![0; 64];
+    let mut random = std::fs::File::open("/dev/urandom").expect("random bytes");
+    std::io::Read::read_exact(&mut random, &mut key).expect("random bytes");
+    let digits: String = key.iter().map(|byte| format!("{byte:02x}")).collect();
+    std::fs::write(world.path().join("key"), &digits).expect("key");
+    world.sh(
+        "truncate -s 16M a.img
+         echo \"0 32768 crypt aes-xts-plain64 $(cat key) 0 $PWD/a.img 0\" >table
+         dmsetup create c <table
+         dd if=/dev/urandom of=$M/c bs=1M count=16 oflag=direct status=none
+         dd if=$M/c of=/dev/null bs=4k count=100 iflag=direct status=none
+         dmsetup table --showkeys c | grep -q \" $(cat key) \"
+         dmsetup suspend c; dmsetup message c 0 key set $(cat key); dmsetup resume c
+         dmsetup message c 0 key set $(cat key) 2>/dev/null || true
+         dmsetup create bad --table \"0 32768 crypt aes-xts-noiv $(cat key) 0 $PWD/a.img 0\" 2>/dev/null || true",
+    );
+    let pid = world.daemon_pid().expect("a daemon");
+    // Both keys of XTS, as bytes and as digits; the expanded keys begin with the keys.
+    let wanted: [(&str, &[u8]); 4] = [
+        ("the first key", &key[..16]),
+        ("the second key", &key[32..48]),
+        ("digits of the first key", &digits.as_bytes()[..32]),
+        ("digits of the second key", &digits.as_bytes()[64..96]),
+    ];
+    let live = search(pid, &wanted);
+    assert!(live.hidden >= 2, "the search finds nothing: {live:?}");
+    assert!(live.dumped.is_empty(), "{:#?}", live.dumped);
+    let shown = world.sh("dmsetup table c");
+    assert_eq!(shown.split(' ').nth(4), Some("0".repeat(128).as_str()));
+    world.sh("dmsetup suspend c; dmsetup message c 0 key wipe");
+    let wiped = search(pid, &wanted);
+    assert!(
+        wiped.hidden == 0 && wiped.dumped.is_empty(),
+        "after the wipe: {wiped:#?}"
+    );
+    let log = world.daemon_log();
+    assert!(!log.contains(&digits[..16]), "{log}");
+    world.sh("dmsetup remove c");
+    world.end();
+}
