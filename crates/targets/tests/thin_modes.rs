@@ -379,7 +379,7 @@ fn a_failed_fill_fails_its_request_and_gives_the_block_back() {
 #[test]
 fn a_full_metadata_device_stops_changes_but_loses_nothing() {
     let lab = Lab::new();
-    let meta = lab.memory("meta", 8 * 40);
+    let meta = lab.memory("meta", 8 * 100);
     lab.memory("data", 20_000 * BLOCK);
     let pool = lab.live(
         "pool",
@@ -393,10 +393,10 @@ fn a_full_metadata_device_stops_changes_but_loses_nothing() {
     while written < 20_000 && write_fill(&*t, (written * 7919 % 20_000) * BLOCK, BLOCK, 3).is_ok() {
         written += 1;
     }
-    assert!(written < 20_000, "40 blocks cannot map that much");
+    assert!(written < 20_000, "100 blocks cannot map that much");
     let status = info(&pool);
     assert!(
-        status.contains(" ro ") && status.contains(" - 10 "),
+        status.contains(" ro ") && status.contains(" - 25 "),
         "{status}"
     );
     assert!(events(&pool) > before + 1, "low water and mode");
