@@ -187,7 +187,7 @@ impl Engine {
 }
 
 /// What [`Engine::encrypt`] and [`Engine::decrypt`] may use of the stack: round keys for wide registers, and a batch of blocks.
-pub(super) const STACK_BYTES: usize = 8 << 10;
+pub(super) const STACK_BYTES: usize = 16 << 10;
 
 /// Sectors whose vectors are made at once.
 const GROUP: usize = 64;
