@@ -8,6 +8,7 @@ pub struct World {
     dir: tempfile::TempDir,
     run_dir: PathBuf,
     dev_dir: PathBuf,
+    keeper: bool,
 }
 
 /// Whether block-device tests can run; says `SKIP` when they cannot.
@@ -38,7 +39,7 @@ pub fn thinmap() -> PathBuf {
 
 impl Default for World {
     fn default() -> Self {
-        Self::new()
+        ..Self::new()
     }
 }
 
@@ -46,6 +47,13 @@ impl World {
     /// A world with directories of its own, on the temporary file system.
     pub fn new() -> Self {
         Self::inside(&std::env::temp_dir())
+    }
+
+    /// A world whose daemons have no keeper: when one is killed, its devices go with it.
+    pub fn without_keeper() -> Self {
+        let mut world = Self::new();
+        world.keeper = false;
+        world
     }
 
     /// A world whose files lie under `parent`.
@@ -77,6 +85,7 @@ impl World {
             dir,
             run_dir,
             dev_dir,
+            keeper: true,
         }
     }
 
@@ -107,6 +116,7 @@ impl World {
             .env("THINMAP_DEV_DIR", &self.dev_dir)
             .env("M", &self.dev_dir)
             .env("RUN", &self.run_dir)
+            .env("THINMAP_NO_KEEPER", if self.keeper { "" } else { "1" })
             .stdin(Stdio::null());
         command
     }

@@ -29,6 +29,8 @@ pub struct ConfigFile {
     pub block_devices: BlockDevicesSection,
     /// Memory.
     pub memory: MemorySection,
+    /// What happens when the daemon dies.
+    pub continuity: ContinuitySection,
 }
 
 /// `[nbd]`
@@ -90,6 +92,25 @@ pub struct MemorySection {
 impl Default for MemorySection {
     fn default() -> Self {
         Self { lock: true }
+    }
+}
+
+/// `[continuity]`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ContinuitySection {
+    /// A keeper holds what must outlive the daemon and starts the next one when it dies.
+    pub keeper: bool,
+    /// More deaths within a minute and the keeper gives up; 0: it never does for that.
+    pub deaths_max: u32,
+}
+
+impl Default for ContinuitySection {
+    fn default() -> Self {
+        Self {
+            keeper: true,
+            deaths_max: 10,
+        }
     }
 }
 

@@ -6,11 +6,14 @@
 mod config;
 mod daemon;
 mod devices;
+pub mod keeper;
 mod lifecycle;
 mod native;
 mod nodes;
 mod opener;
+mod resume;
 mod service;
+mod state;
 
-pub use config::{Config, ConfigError, ConfigFile};
+pub use config::{Config, ConfigError, ConfigFile, ContinuitySection};
 pub use lifecycle::{RunError, run};

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use thinmap_block::BlockDevice;
@@ -9,7 +10,9 @@ use thinmap_units::DevNo;
 
 use super::file::{DeviceFile, Geometry};
 use super::server::FuseServer;
-use crate::block_node::{BlockNode, BlockNodes, NodeError, NodeKind, PSEUDO_MAJOR, PseudoMinors};
+use crate::block_node::{
+    BlockNode, BlockNodes, NodeError, NodeKind, PSEUDO_MAJOR, PseudoMinors, SavedNode,
+};
 
 /// Makes FUSE files.
 pub(crate) struct FuseFileNodes {
@@ -42,6 +45,26 @@ impl BlockNodes for FuseFileNodes {
         }))
     }
 
+    fn adopt(&self, saved: SavedNode) -> Result<Option<Arc<dyn BlockNode>>, NodeError> {
+        let minor = self.minors.take(Some(saved.minor))?;
+        Ok(Some(Arc::new(FuseFileNode {
+            file: self.server.restore_file(saved.file),
+            server: self.server.clone(),
+            minor,
+            minors: self.minors.clone(),
+            state: Mutex::default(),
+        })))
+    }
+
+    fn serve(&self) -> std::io::Result<()> {
+        self.server.count_opens();
+        self.server.serve()
+    }
+
+    fn leave(&self, patience: Duration) {
+        self.server.leave(patience);
+    }
+
     fn shutdown(&self) {
         self.server.shutdown();
     }
@@ -70,6 +93,19 @@ impl BlockNode for FuseFileNode {
 
     fn path(&self) -> PathBuf {
         self.server.path_of(&self.file)
+    }
+
+    fn saved(&self) -> SavedNode {
+        SavedNode {
+            minor: self.minor,
+            file: self.file.nodeid(),
+            made_node: false,
+        }
+    }
+
+    fn attach(&self, dev: Arc<dyn BlockDevice>, read_only: bool) {
+        // Nothing of it reaches the kernel.
+        let _ = self.activate(dev, "", read_only);
     }
 
     fn activate(

@@ -19,7 +19,7 @@ use thinmap_units::{BlkStatus, DataBlock, Sector};
 
 use super::commit::NoBlock;
 use super::requests::Place;
-use super::{Work, Worker};
+use super::{Change, Work, Worker};
 use crate::thin::Port;
 use crate::thin_pool::mode::Mode;
 
@@ -229,14 +229,20 @@ impl Worker<'_> {
     }
 
     fn insert(&mut self, mapping: &NewMapping) -> bool {
-        if mapping.aborts != self.state.aborts || !self.pool.mode().may_change_metadata() {
+        // Making room may commit, and so fail.
+        let room = self.make_journal_room();
+        if !room || mapping.aborts != self.state.aborts || !self.pool.mode().may_change_metadata() {
             return false;
         }
         let inserted = {
             let mut metadata = self.pool.metadata.write();
             // Set under the lock: whoever sees the mapping sees the flag.
             self.mark_dirty();
-            metadata.insert(mapping.port.volume.id, mapping.place.v, mapping.data)
+            let (id, v) = (mapping.port.volume.id, mapping.place.v);
+            // Under the lock: whoever sees the mapping may write to it, and be told so.
+            metadata
+                .insert(id, v, mapping.data)
+                .map(|()| self.note(Change::Insert(id, v, mapping.data)))
         };
         match inserted {
             Ok(()) => {

@@ -14,7 +14,7 @@ use thinmap_thin_metadata::{Lookup, MayRead, MetadataError};
 use thinmap_units::{BlkStatus, DataBlock, Sector, VirtBlock};
 
 use super::commit::AfterCommit;
-use super::{Work, Worker};
+use super::{Change, Work, Worker};
 use crate::thin::Port;
 use crate::thin_pool::mode::Mode;
 
@@ -183,7 +183,7 @@ impl Worker<'_> {
             Kind::Unmap(_, last) => last,
             Kind::Zero(..) => end,
         };
-        if !self.pool.mode().may_change_metadata() {
+        if !self.make_journal_room() || !self.pool.mode().may_change_metadata() {
             self.release(&job.port, begin);
             return job.io.complete(BlkStatus::IoErr);
         }
@@ -237,6 +237,7 @@ impl Worker<'_> {
             }
         }
         metadata.remove_range(id, VirtBlock(begin), VirtBlock(end))?;
+        self.note(Change::Remove(id, VirtBlock(begin), VirtBlock(end)));
         port.volume.mark_changed();
         drop(metadata);
         self.state.held_blocks.extend_from_slice(&runs);
