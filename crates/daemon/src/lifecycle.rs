@@ -427,8 +427,9 @@ impl Actor for Reaper {
 const CONTROL: [&str; 2] = ["control", "control-lock"];
 /// And those of the Unix and the TCP socket of NBD.
 const NBD: [&str; 2] = ["nbd-unix", "nbd-tcp"];
-/// How long requests in flight may take when the daemon makes way; what is left is the successor's.
-const LEAVE_PATIENCE: Duration = Duration::from_secs(2);
+/// How long requests in flight may take when the daemon makes way. What is left is the successor's, and some (those that a suspended
+/// device holds) do not end.
+const LEAVE_PATIENCE: Duration = Duration::from_millis(250);
 
 const REAP_EVERY: Duration = Duration::from_millis(200);
 

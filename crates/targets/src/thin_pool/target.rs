@@ -111,7 +111,7 @@ fn create_pool(
     let journal = match open_journal(cx, metadata)? {
         Some(journal) if !options.read_only && !args.features.read_only => {
             let left = journal.left().map_err(failed)?;
-            take_over(cx, &mut opened, data, &left).map_err(failed)?;
+            take_over(cx, &mut opened, [metadata, data], &left).map_err(failed)?;
             journal.reset().map_err(failed)?;
             Some(journal)
         }
@@ -162,21 +162,29 @@ fn open_journal(cx: &ConstructCx<'_>, metadata: &DeviceUse) -> Result<Option<Jou
 /// CRASH: a crash in here finds the journal as it was, or its superblock replaced by the commit that holds it.
 fn take_over(
     cx: &ConstructCx<'_>,
-    metadata: &mut PoolMetadata,
-    data: &DeviceUse,
+    opened: &mut PoolMetadata,
+    [metadata, data]: [&DeviceUse; 2],
     left: &[Change],
 ) -> Result<(), MetadataError> {
+    // The last process may have died between writing its last superblock and flushing it: to this one nothing is dirty, so no
+    // later flush would make it durable.
+    flush(metadata, "cannot flush the metadata device")?;
     if left.is_empty() {
         return Ok(());
     }
     tracing::info!(pool = %cx.dev_no, changes = left.len(), "thin: applying what the last daemon had not committed");
-    journal::apply(metadata, left)?;
-    let flushed = thinmap_block::flush(&*data.dev);
-    if !flushed.is_ok() {
-        let source = std::io::Error::from_raw_os_error(flushed.errno());
-        return Err(MetadataError::io(source, "cannot flush the data device"));
+    journal::apply(opened, left)?;
+    flush(data, "cannot flush the data device")?;
+    opened.commit()
+}
+
+fn flush(device: &DeviceUse, what: &'static str) -> Result<(), MetadataError> {
+    let flushed = thinmap_block::flush(&*device.dev);
+    if flushed.is_ok() {
+        return Ok(());
     }
-    metadata.commit()
+    let source = std::io::Error::from_raw_os_error(flushed.errno());
+    Err(MetadataError::io(source, what))
 }
 
 impl From<Conflict> for TableError {
