@@ -39,7 +39,7 @@ pub fn thinmap() -> PathBuf {
 
 impl Default for World {
     fn default() -> Self {
-        ..Self::new()
+        Self::new()
     }
 }
 

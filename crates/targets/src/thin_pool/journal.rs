@@ -9,16 +9,17 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
-use thinmap_block::BlockDevice;
 use thinmap_dm::MemoryKeeper;
-use thinmap_runtime::{IoBuf, SharedMemory};
+use thinmap_runtime::SharedMemory;
 use thinmap_thin_metadata::{MetadataError, PoolMetadata, Result};
-use thinmap_units::{DataBlock, Sector, ThinId, VirtBlock};
+use thinmap_units::{DataBlock, ThinId, VirtBlock};
+
+use super::metadata_dev::BlockMetadataDevice;
 
 /// See the module.
 pub(super) struct Journal {
     memory: SharedMemory,
-    metadata_dev: Arc<dyn BlockDevice>,
+    metadata_dev: Arc<BlockMetadataDevice>,
     keeper: Arc<dyn MemoryKeeper>,
     name: String,
 }
@@ -37,7 +38,7 @@ impl Journal {
     pub(super) fn open(
         keeper: Arc<dyn MemoryKeeper>,
         name: String,
-        metadata_dev: Arc<dyn BlockDevice>,
+        metadata_dev: Arc<BlockMetadataDevice>,
     ) -> std::io::Result<Self> {
         let memory = keeper.open(&name, WORDS)?;
         let magic = memory.words()[MAGIC_AT].load(SeqCst);
@@ -132,14 +133,12 @@ impl Journal {
 
     /// The superblock's sector, which is all of it that a commit writes.
     fn superblock(&self) -> Result<[u64; BASE_WORDS]> {
-        let buf = IoBuf::alloc(4096);
-        let (data, status) = thinmap_block::read(&*self.metadata_dev, Sector(0), buf);
-        if !status.is_ok() {
-            let source = std::io::Error::from_raw_os_error(status.errno());
-            return Err(MetadataError::io(source, "cannot read the superblock"));
-        }
+        let block = self
+            .metadata_dev
+            .superblock()
+            .map_err(|source| MetadataError::io(source, "cannot read the superblock"))?;
         let mut words = [0; BASE_WORDS];
-        for (word, bytes) in words.iter_mut().zip(data.as_slice().chunks_exact(8)) {
+        for (word, bytes) in words.iter_mut().zip(block.0.chunks_exact(8)) {
             *word = bytes
                 .iter()
                 .rev()

@@ -102,13 +102,13 @@ fn create_pool(
         read_only: metadata.read_only,
         cache_blocks_max: CACHE_BLOCKS,
     };
-    let device = Arc::new(BlockMetadataDevice(metadata.dev.clone()));
+    let device = Arc::new(BlockMetadataDevice::new(metadata.dev.clone()));
     let failed = |e: MetadataError| {
         let reason = format!("Error creating metadata object: {e}");
         TableError::new(NAME, reason, e.errno())
     };
-    let mut opened = PoolMetadata::open(device, &options).map_err(failed)?;
-    let journal = match open_journal(cx, metadata)? {
+    let mut opened = PoolMetadata::open(device.clone(), &options).map_err(failed)?;
+    let journal = match open_journal(cx, device)? {
         Some(journal) if !options.read_only && !args.features.read_only => {
             let left = journal.left().map_err(failed)?;
             take_over(cx, &mut opened, [metadata, data], &left).map_err(failed)?;
@@ -144,12 +144,15 @@ fn create_pool(
 }
 
 /// The journal of the pool on this device, where the environment keeps one.
-fn open_journal(cx: &ConstructCx<'_>, metadata: &DeviceUse) -> Result<Option<Journal>, TableError> {
+fn open_journal(
+    cx: &ConstructCx<'_>,
+    metadata: Arc<BlockMetadataDevice>,
+) -> Result<Option<Journal>, TableError> {
     let Some(keeper) = cx.env.shared.of::<KeptMemory>().keeper() else {
         return Ok(None);
     };
     let name = format!("pool-{}", cx.dev_no);
-    Journal::open(keeper, name, metadata.dev.clone())
+    Journal::open(keeper, name, metadata)
         .map(Some)
         .map_err(|error| {
             let errno = error.raw_os_error().unwrap_or(5);
