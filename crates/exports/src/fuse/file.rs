@@ -81,11 +81,6 @@ impl DeviceFile {
         self.opens.load(Ordering::Acquire)
     }
 
-    /// What an earlier process had counted.
-    pub(super) fn set_opens(&self, opens: u32) {
-        self.opens.store(opens, Ordering::Release);
-    }
-
     pub(super) fn opened(&self) {
         self.opens.fetch_add(1, Ordering::AcqRel);
     }

@@ -41,6 +41,7 @@ impl BlockNodes for FuseFileNodes {
             server: self.server.clone(),
             minor,
             minors: self.minors.clone(),
+            adopted: false,
             state: Mutex::default(),
         }))
     }
@@ -52,12 +53,12 @@ impl BlockNodes for FuseFileNodes {
             server: self.server.clone(),
             minor,
             minors: self.minors.clone(),
+            adopted: true,
             state: Mutex::default(),
         })))
     }
 
     fn serve(&self) -> std::io::Result<()> {
-        self.server.count_opens();
         self.server.serve()
     }
 
@@ -75,6 +76,8 @@ struct FuseFileNode {
     file: Arc<DeviceFile>,
     minor: u32,
     minors: Arc<PseudoMinors>,
+    /// An earlier process has counted who opened it.
+    adopted: bool,
     state: Mutex<State>,
 }
 
@@ -135,7 +138,11 @@ impl BlockNode for FuseFileNode {
     }
 
     fn open_count(&self) -> u32 {
-        self.file.opens()
+        if self.adopted {
+            self.server.descriptors_on(&self.file)
+        } else {
+            self.file.opens()
+        }
     }
 
     fn remove(&self, force: bool) -> Result<(), NodeError> {
@@ -143,7 +150,7 @@ impl BlockNode for FuseFileNode {
         if state.removed {
             return Ok(());
         }
-        if !force && self.file.opens() > 0 {
+        if !force && self.open_count() > 0 {
             return Err(NodeError::Busy { path: self.path() });
         }
         state.removed = true;

@@ -172,13 +172,11 @@ impl FuseServer {
         self.files.restore(nodeid)
     }
 
-    /// Counts anew who has files open, as the kernel does not tell a successor.
-    pub(crate) fn count_opens(&self) {
+    /// Descriptors of other processes on a file, looked for: what an earlier process had counted is not known.
+    pub(super) fn descriptors_on(&self, file: &DeviceFile) -> u32 {
         let devs = mount::mounts_at(&canonical(&self.dir));
         let counts = crate::openers::count_files(&devs);
-        for file in self.files.all() {
-            file.set_opens(counts.get(&file.nodeid()).copied().unwrap_or(0));
-        }
+        counts.get(&file.nodeid()).copied().unwrap_or(0)
     }
 
     /// Takes no more requests and waits a moment for those in flight: the process is about to leave the mount to its
