@@ -11,8 +11,8 @@ soak() { "$@" 2>&1 | tee -a "$log"; [ "${PIPESTATUS[0]}" = 0 ] || failed=1; }
 
 echo "seeds: 0..$THINMAP_SEEDS, kills: $THINMAP_KILLS, full pools: $THINMAP_FULL_ROUNDS"
 soak cargo test --release --locked --no-fail-fast -p thinmap-persistent-data -p thinmap-thin-metadata -p thinmap-targets -- --skip slow_
-soak cargo test --release --locked -p thinmap-tests --test e2e -- --show-output kill::
-# A pool filled for data, then for metadata, then grown, so many times.
+export THINMAP_CONTINUITY_KILLS="$THINMAP_KILLS" THINMAP_UPGRADES="${THINMAP_UPGRADES:-100}"
+soak cargo test --release --locked -p thinmap-tests --test e2e -- --show-output --test-threads=1 kill:: continuity::
 soak cargo test --release --locked -p thinmap-tests --test e2e -- --show-output full::
 
 passed=$(grep -oE '[0-9]+ passed' "$log" | awk '{s+=$1} END {print s+0}')

@@ -3,7 +3,8 @@
 # `l COMMAND` is lvm2's, under thinmap; what it says on standard error is in the file `noise`, which the test compares with what is
 # expected.
 
-export LVM_SUPPRESS_FD_WARNINGS=1 LC_ALL=C
+# No keeper: a killed daemon must take its devices with it here.
+export LVM_SUPPRESS_FD_WARNINGS=1 LC_ALL=C THINMAP_NO_KEEPER=1
 VG=${VG:-thinmap-vg}
 V=/dev/$VG
 PVS=

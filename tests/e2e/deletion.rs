@@ -43,7 +43,7 @@ fn a_large_volume_is_deleted_beside_other_work_and_through_kills() {
     if !can_make_block_devices("a_large_volume_is_deleted_beside_other_work_and_through_kills") {
         return;
     }
-    let world = World::new();
+    let world = World::without_keeper();
     restore(&world);
     open(&world);
     assert_eq!(used(&world), BLOCKS);

@@ -18,7 +18,7 @@ fn fifty_kills_under_load_lose_no_flushed_write() {
     }
     let rounds: u32 = std::env::var("THINMAP_KILLS")
         .map_or(50, |n| n.parse().expect("THINMAP_KILLS is a number"));
-    let world = World::new();
+    let world = World::without_keeper();
     world.make_pool("2G", "");
     world.make_thin(0, "fio-vol", SECTORS);
     world.make_thin(1, "log-vol", SECTORS);

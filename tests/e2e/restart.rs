@@ -35,7 +35,7 @@ fn after_kill_9_the_same_tables_find_what_was_flushed() {
     if !can_make_block_devices("after_kill_9_the_same_tables_find_what_was_flushed") {
         return;
     }
-    let world = World::new();
+    let world = World::without_keeper();
     pool_with_flushed_data(&world);
     world.kill_daemon();
     assert_eq!(world.sh("dmsetup ls"), "No devices found\n");
@@ -53,7 +53,7 @@ fn kill_9_under_a_mounted_file_system_leaves_nothing_that_hangs() {
     if !can_make_block_devices("kill_9_under_a_mounted_file_system_leaves_nothing_that_hangs") {
         return;
     }
-    let world = World::new();
+    let world = World::without_keeper();
     world.make_pool("1G", "");
     world.make_thin(0, "vol", 1_048_576);
     world.sh("mkfs.ext4 -q $M/vol; mkdir mnt; mount $M/vol mnt
@@ -124,7 +124,7 @@ fn a_daemon_of_another_mount_namespace_at_the_same_path_is_left_alone() {
     if !can_make_block_devices(name) {
         return;
     }
-    let world = World::new();
+    let world = World::without_keeper();
     // As in a container: the run directory at the same path is another directory.
     let elsewhere = "
         mkdir -p run mapper; mount -t tmpfs elsewhere run; mount -t tmpfs elsewhere mapper

@@ -37,12 +37,12 @@ fn a_daemon_over_io_uring_serves_suspends_is_killed_and_stops() {
     if !can_make_block_devices("a_daemon_over_io_uring_serves_suspends_is_killed_and_stops") {
         return;
     }
-    let plain = World::new();
+    let plain = World::without_keeper();
     let Some(without) = start(&plain, "N") else {
         return eprintln!("skipped: {PARAMETER} cannot be set here");
     };
     plain.end();
-    let world = World::new();
+    let world = World::without_keeper();
     let rings = start(&world, "Y").expect("as before");
     assert!(rings > without, "{rings} io_urings, {without} without");
 

@@ -8,6 +8,7 @@ pub struct World {
     dir: tempfile::TempDir,
     run_dir: PathBuf,
     dev_dir: PathBuf,
+    keeper: bool,
 }
 
 /// Whether block-device tests can run; says `SKIP` when they cannot.
@@ -48,6 +49,13 @@ impl World {
         Self::inside(&std::env::temp_dir())
     }
 
+    /// A world whose daemons have no keeper: when one is killed, its devices go with it.
+    pub fn without_keeper() -> Self {
+        let mut world = Self::new();
+        world.keeper = false;
+        world
+    }
+
     /// A world whose files lie under `parent`.
     pub fn inside(parent: &Path) -> Self {
         let dir = tempfile::Builder::new()
@@ -77,6 +85,7 @@ impl World {
             dir,
             run_dir,
             dev_dir,
+            keeper: true,
         }
     }
 
@@ -107,6 +116,7 @@ impl World {
             .env("THINMAP_DEV_DIR", &self.dev_dir)
             .env("M", &self.dev_dir)
             .env("RUN", &self.run_dir)
+            .env("THINMAP_NO_KEEPER", if self.keeper { "" } else { "1" })
             .stdin(Stdio::null());
         command
     }

@@ -1,6 +1,11 @@
 //! `thinmap daemon`: the process around the daemon library.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
+
+use thinmap_daemon::ContinuitySection;
+use thinmap_daemon::keeper::link::KeeperLink;
+use thinmap_daemon::keeper::process::KeeperConfig;
 
 use crate::daemon_start;
 use crate::run_paths::RunPaths;
@@ -13,17 +18,25 @@ pub struct DaemonOptions {
     pub config_file: Option<PathBuf>,
     /// Leave the caller's session and return when the daemon serves.
     pub detach: bool,
+    /// Nothing holds what must outlive the daemon.
+    pub no_keeper: bool,
+    /// This process was started by a keeper.
+    pub kept: bool,
 }
 
 const DEFAULT_CONFIG_FILE: &str = "/etc/thinmap.toml";
 
 /// Runs the daemon until it is stopped.
-pub fn run(options: &DaemonOptions) -> anyhow::Result<()> {
+pub fn run(options: &DaemonOptions) -> anyhow::Result<i32> {
     if options.detach {
         return detach(options);
     }
-    // Fails when this process already leads a group, which is as good.
-    let _ = rustix::process::setsid();
+    // Before any descriptor is opened: it must not be taken for the keeper's.
+    let link = options.kept.then(KeeperLink::from_stdin).transpose()?;
+    if !options.kept {
+        // Fails when this process already leads a group, which is as good.
+        let _ = rustix::process::setsid();
+    }
     tracing_subscriber::fmt()
         .with_env_filter(
             tracing_subscriber::EnvFilter::try_from_env("THINMAP_LOG")
@@ -46,14 +59,71 @@ pub fn run(options: &DaemonOptions) -> anyhow::Result<()> {
         dev_dir: options.paths.dev_dir.clone(),
         file,
     };
-    thinmap_daemon::run(&config)?;
-    Ok(())
+    if link.is_none() && wants_keeper(options, &config.file.continuity) {
+        return run_keeper(options, config.file.continuity);
+    }
+    thinmap_daemon::run(&config, link)?;
+    Ok(0)
 }
+
+fn wants_keeper(options: &DaemonOptions, section: &ContinuitySection) -> bool {
+    let set = |value: std::ffi::OsString| !value.is_empty() && value != "0";
+    if options.no_keeper || !section.keeper || std::env::var_os(NO_KEEPER).is_some_and(set) {
+        return false;
+    }
+    let able = kernel_release() >= RESEND_SINCE;
+    if !able {
+        tracing::warn!(
+            "no keeper: this kernel cannot hand out FUSE requests again (Linux 6.9 can); a daemon that dies takes its devices with it"
+        );
+    }
+    able
+}
+
+fn kernel_release() -> (u32, u32) {
+    let name = rustix::system::uname();
+    let release = name.release().to_string_lossy().into_owned();
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit());
+    let mut number = || numbers.next().and_then(|n| n.parse().ok()).unwrap_or(0);
+    (number(), number())
+}
+
+/// Becomes the keeper of a daemon with the same options.
+fn run_keeper(options: &DaemonOptions, limits: ContinuitySection) -> anyhow::Result<i32> {
+    let mut arguments: Vec<OsString> = vec![
+        "--run-dir".into(),
+        options.paths.run_dir.clone().into(),
+        "--dev-dir".into(),
+        options.paths.dev_dir.clone().into(),
+        "daemon".into(),
+        "--kept".into(),
+    ];
+    if let Some(file) = &options.config_file {
+        arguments.push("--config".into());
+        arguments.push(std::path::absolute(file)?.into());
+    }
+    let config = KeeperConfig {
+        run_dir: options.paths.run_dir.clone(),
+        binary: std::env::current_exe()?,
+        arguments,
+        limits,
+    };
+    Ok(thinmap_daemon::keeper::process::run(config)?)
+}
+
+/// Set to anything but nothing and 0, daemons run without a keeper.
+const NO_KEEPER: &str = "THINMAP_NO_KEEPER";
+/// The first kernel with FUSE_NOTIFY_RESEND.
+const RESEND_SINCE: (u32, u32) = (6, 9);
 
 /// Starts the same daemon as a child that leads its own session and logs to the log file, and leaves it to init when
 /// it serves.
-fn detach(options: &DaemonOptions) -> anyhow::Result<()> {
+fn detach(options: &DaemonOptions) -> anyhow::Result<i32> {
     options.paths.make_run_dir()?;
-    daemon_start::start_logging(&options.paths, options.config_file.as_deref())?;
-    Ok(())
+    daemon_start::start_logging(
+        &options.paths,
+        options.config_file.as_deref(),
+        options.no_keeper,
+    )?;
+    Ok(0)
 }

@@ -84,7 +84,7 @@ fn start(paths: &RunPaths) -> io::Result<Client> {
         return Ok(client);
     }
     wait_for_predecessor(paths)?;
-    match start_logging(paths, None) {
+    match start_logging(paths, None, false) {
         // Somebody may have started one by hand meanwhile.
         Err(error) => Client::connect(&paths.control_socket()).map_err(|_| error),
         started => started,
@@ -92,7 +92,11 @@ fn start(paths: &RunPaths) -> io::Result<Client> {
 }
 
 /// Starts a daemon that logs to the log file: it must not keep its starter's terminal or pipes. Returns when it serves.
-pub fn start_logging(paths: &RunPaths, config_file: Option<&Path>) -> io::Result<Client> {
+pub fn start_logging(
+    paths: &RunPaths,
+    config_file: Option<&Path>,
+    no_keeper: bool,
+) -> io::Result<Client> {
     let log = OpenOptions::new()
         .create(true)
         .append(true)
@@ -102,6 +106,9 @@ pub fn start_logging(paths: &RunPaths, config_file: Option<&Path>) -> io::Result
     let mut command = daemon_command(paths)?;
     if let Some(file) = config_file {
         command.arg("--config").arg(std::path::absolute(file)?);
+    }
+    if no_keeper {
+        command.arg("--no-keeper");
     }
     command.stdout(log.try_clone()?).stderr(log);
     wait_until_it_serves(paths, &mut command)?.ok_or_else(|| {
@@ -135,7 +142,7 @@ fn wait_until_it_serves(paths: &RunPaths, command: &mut Command) -> io::Result<O
         let ended = daemon.try_wait()?.is_some();
         if let Ok(mut client) = Client::connect(&paths.control_socket())
             && let Ok(NativeResponse::Pong(info)) = client.native(&NativeRequest::Ping)
-            && info.pid == daemon.id()
+            && (info.pid == daemon.id() || info.keeper == Some(daemon.id()))
         {
             return Ok(Some(client));
         }

@@ -51,7 +51,15 @@ enum Verb {
         /// Start it in the background and return when it serves
         #[arg(long)]
         detach: bool,
+        /// Without a keeper: a daemon that dies takes its devices with it (also THINMAP_NO_KEEPER=1)
+        #[arg(long)]
+        no_keeper: bool,
+        /// Started by the keeper; standard input is a socket to it
+        #[arg(long, hide = true)]
+        kept: bool,
     },
+    /// Have this very binary take over from the running daemon: devices stay, who uses them sees a pause
+    Upgrade,
     /// Stop the daemon and take down all it made
     Stop {
         /// Stop although devices are open
@@ -215,11 +223,21 @@ fn perform(cli: Cli) -> anyhow::Result<i32> {
     let paths = paths(run_dir, dev_dir)?;
     let autostart = !no_autostart && daemon_start::autostart_allowed();
     match cli.verb {
-        Verb::Daemon { config, detach } => daemon_command::run(&DaemonOptions {
-            paths,
-            config_file: config,
+        Verb::Daemon {
+            config,
             detach,
-        })?,
+            no_keeper,
+            kept,
+        } => {
+            return daemon_command::run(&DaemonOptions {
+                paths,
+                config_file: config,
+                detach,
+                no_keeper,
+                kept,
+            });
+        }
+        Verb::Upgrade => native::upgrade(&paths)?,
         Verb::Stop { force } => native::stop(&paths, force)?,
         Verb::Ping => native::ping(&paths)?,
         Verb::LsExports { name, json } => native::list_exports(&paths, name, json, autostart)?,

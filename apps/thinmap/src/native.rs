@@ -1,7 +1,9 @@
 //! thinmap's own verbs: stopping the daemon, and where devices can be reached.
 
+use std::time::{Duration, Instant};
+
 use anyhow::{Context, bail};
-use thinmap_control::native::{DeviceExports, NativeRequest, NativeResponse};
+use thinmap_control::native::{DaemonInfo, DeviceExports, NativeRequest, NativeResponse};
 use thinmap_control::{CallError, Client};
 
 use crate::run_paths::RunPaths;
@@ -29,16 +31,60 @@ pub fn stop(paths: &RunPaths, force: bool) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// `thinmap upgrade`
+pub fn upgrade(paths: &RunPaths) -> anyhow::Result<()> {
+    let mut client = running_daemon(paths)?;
+    let before = ping_info(&mut client)?;
+    let binary = std::env::current_exe()?;
+    match client.native(&NativeRequest::Upgrade { binary }) {
+        Ok(_) => {}
+        Err(CallError::Refused(error)) => bail!("no upgrade: {}", error.text),
+        Err(error) => return Err(error.into()),
+    }
+    drop(client);
+    // Who connects meanwhile waits for the next daemon, so the first that answers with another process is it.
+    let until = Instant::now() + UPGRADE_MAX;
+    while Instant::now() < until {
+        let info = running_daemon(paths).and_then(|mut client| ping_info(&mut client));
+        if let Ok(info) = info
+            && info.pid != before.pid
+        {
+            println!(
+                "{} (process {}) took over from {}",
+                info.version, info.pid, before.version
+            );
+            return Ok(());
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    bail!("the next daemon does not answer; its log says why");
+}
+
+fn running_daemon(paths: &RunPaths) -> anyhow::Result<Client> {
+    match running(paths)? {
+        Some(client) => Ok(client),
+        None => bail!("no daemon answers at {}", paths.control_socket().display()),
+    }
+}
+
+fn ping_info(client: &mut Client) -> anyhow::Result<DaemonInfo> {
+    match client.native(&NativeRequest::Ping)? {
+        NativeResponse::Pong(info) => Ok(info),
+        _ => bail!("the daemon's answer makes no sense"),
+    }
+}
+
+/// As long as the keeper gives two daemons: the new one, and the one before if that does not come up.
+const UPGRADE_MAX: Duration = Duration::from_secs(120);
+
 /// `thinmap ping`
 pub fn ping(paths: &RunPaths) -> anyhow::Result<()> {
-    let Some(mut client) = running(paths)? else {
-        bail!("no daemon answers at {}", paths.control_socket().display());
-    };
-    let NativeResponse::Pong(info) = client.native(&NativeRequest::Ping)? else {
-        bail!("the daemon's answer makes no sense");
-    };
+    let info = ping_info(&mut running_daemon(paths)?)?;
     println!("version:          {}", info.version);
     println!("process:          {}", info.pid);
+    if let Some(keeper) = info.keeper {
+        println!("keeper:           {keeper}");
+    }
     println!("run directory:    {}", info.run_dir.display());
     println!("device directory: {}", info.dev_dir.display());
     Ok(())

@@ -4,7 +4,7 @@
 
 use std::io;
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -21,6 +21,11 @@ pub enum NativeRequest {
         /// Stop although devices are open.
         #[serde(default)]
         force: bool,
+    },
+    /// Go on in a new process, of another binary maybe, with everything as it is.
+    Upgrade {
+        /// The binary, an absolute path.
+        binary: PathBuf,
     },
     /// Every device and where it can be reached.
     Devices,
@@ -41,6 +46,8 @@ pub enum NativeResponse {
     Pong(DaemonInfo),
     /// The daemon ends as soon as this answer is sent.
     Stopping,
+    /// The daemon makes way for its successor as soon as this answer is sent.
+    Upgrading,
     Devices {
         devices: Vec<DeviceExports>,
     },
@@ -57,6 +64,9 @@ pub struct DaemonInfo {
     /// thinmap's version.
     pub version: String,
     pub pid: u32,
+    /// The process that holds what outlives the daemon, and started it.
+    #[serde(default)]
+    pub keeper: Option<u32>,
     pub run_dir: PathBuf,
     pub dev_dir: PathBuf,
 }
@@ -99,6 +109,12 @@ pub trait NativeService: Send + Sync {
 
     /// Begins the daemon's end; returns at once. EBUSY when devices are open and `force` is not set.
     fn stop(&self, force: bool) -> Result<(), DmError>;
+
+    /// Makes way for a new process of `binary`; returns at once. EOPNOTSUPP without a keeper.
+    fn upgrade(&self, binary: &Path) -> Result<(), DmError> {
+        let text = format!("{}: nothing holds the devices meanwhile", binary.display());
+        Err(DmError::new(rustix::io::Errno::OPNOTSUPP, text))
+    }
 
     /// Sends a byte on `client` for each event, without waiting for the client: many that were not fetched may be told as one.
     /// `begin` is called first; no event after it is missed.

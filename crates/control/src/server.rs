@@ -9,7 +9,7 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
@@ -93,6 +93,21 @@ impl Server {
         self.mode_decides = on;
     }
 
+    /// Goes on with a socket and the lock that [`Server::descriptors`] gave in an earlier process.
+    pub fn adopt(path: &Path, socket: OwnedFd, lock: OwnedFd) -> Self {
+        Self {
+            socket,
+            path: path.to_owned(),
+            lock: lock.into(),
+            mode_decides: false,
+        }
+    }
+
+    /// The socket and the lock. Whoever holds copies keeps the run directory claimed and, once it listens, clients waiting.
+    pub fn descriptors(&self) -> [BorrowedFd<'_>; 2] {
+        [self.socket.as_fd(), self.lock.as_fd()]
+    }
+
     /// Listens and serves until [`RunningServer::stop`].
     pub fn start(self, service: Arc<dyn ControlService>) -> Result<RunningServer, ServerError> {
         let path = self.path;
@@ -146,6 +161,20 @@ impl RunningServer {
     /// directory stays claimed until `self` is dropped: a daemon drops it when it has taken everything down, and who
     /// waits for the daemon's end waits for that.
     pub fn stop(&self) {
+        // The socket goes first: who comes now starts a new daemon rather than talk to a dying one.
+        self.end(|| {
+            if let Err(error) = std::fs::remove_file(&self.path) {
+                tracing::warn!(path = %self.path.display(), %error, "cannot remove control socket");
+            }
+        });
+    }
+
+    /// As [`RunningServer::stop`], but leaves the socket to a successor that holds it, too: who comes now waits for that.
+    pub fn leave(&self) {
+        self.end(|| {});
+    }
+
+    fn end(&self, not_listening: impl FnOnce()) {
         let listening = self
             .listening
             .lock()
@@ -156,10 +185,7 @@ impl RunningServer {
         };
         drop(listening.stop_write);
         join(listening.thread);
-        // The socket goes first: who comes now starts a new daemon rather than talk to a dying one.
-        if let Err(error) = std::fs::remove_file(&self.path) {
-            tracing::warn!(path = %self.path.display(), %error, "cannot remove control socket");
-        }
+        not_listening();
         let threads: Vec<_> = {
             let mut connections = self.shared.lock();
             connections.stopping = true;
@@ -465,6 +491,10 @@ fn native(service: &dyn ControlService, json: &[u8]) -> Result<Vec<u8>, DmError>
         NativeRequest::Stop { force } => {
             service.stop(force)?;
             NativeResponse::Stopping
+        }
+        NativeRequest::Upgrade { binary } => {
+            service.upgrade(&binary)?;
+            NativeResponse::Upgrading
         }
         NativeRequest::Devices => NativeResponse::Devices {
             devices: service.exports()?,

@@ -180,6 +180,7 @@ impl DmService for One {
 impl NativeService for One {
     fn daemon_info(&self) -> DaemonInfo {
         DaemonInfo {
+            keeper: None,
             version: "1".into(),
             pid: 7,
             run_dir: "/r".into(),

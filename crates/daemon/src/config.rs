@@ -33,6 +33,8 @@ pub struct ConfigFile {
     pub memory: MemorySection,
     /// Who may do what.
     pub access: AccessSection,
+    /// What happens when the daemon dies.
+    pub continuity: ContinuitySection,
 }
 
 /// `[nbd]`
@@ -94,6 +96,25 @@ pub struct MemorySection {
 impl Default for MemorySection {
     fn default() -> Self {
         Self { lock: true }
+    }
+}
+
+/// `[continuity]`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ContinuitySection {
+    /// A keeper holds what must outlive the daemon and starts the next one when it dies.
+    pub keeper: bool,
+    /// More deaths within a minute and the keeper gives up; 0: it never does for that.
+    pub deaths_max: u32,
+}
+
+impl Default for ContinuitySection {
+    fn default() -> Self {
+        Self {
+            keeper: true,
+            deaths_max: 10,
+        }
     }
 }
 

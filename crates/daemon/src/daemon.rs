@@ -15,10 +15,12 @@ use thinmap_dm::{Environment, GlobalEvents, Registry, SuspendFlags};
 use thinmap_exports::block_node::{BlockNodes, NodeError, NodeKind};
 use thinmap_exports::nbd::NbdServer;
 use thinmap_runtime::ActorHandle;
-use thinmap_units::{DmName, Sector};
+use thinmap_units::{DevNo, DmName, Sector};
 
 use crate::devices::{Device, Devices, Visible};
+use crate::keeper::link::KeeperLink;
 use crate::nodes::Nodes;
+use crate::state::StateDir;
 
 /// Everything that runs in the daemon. Shared by all command threads.
 pub struct Daemon {
@@ -33,6 +35,22 @@ pub struct Daemon {
     pub(crate) reaper: ActorHandle,
     pub(crate) notes: Vec<String>,
     pub(crate) stopping: Stopping,
+    pub(crate) continuity: Option<Continuity>,
+}
+
+/// What a daemon has that another one may follow.
+pub(crate) struct Continuity {
+    pub link: Arc<KeeperLink>,
+    pub state: StateDir,
+}
+
+/// How the daemon ends.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Ending {
+    /// Everything is taken down, by force what is in use.
+    Stop { force: bool },
+    /// Everything is left to a successor.
+    Upgrade,
 }
 
 /// The way to the daemon's end.
@@ -40,6 +58,7 @@ pub struct Daemon {
 pub(crate) struct Stopping {
     flag: AtomicBool,
     force: AtomicBool,
+    upgrade: AtomicBool,
     lock: Mutex<()>,
     changed: Condvar,
 }
@@ -53,13 +72,24 @@ impl Stopping {
         self.changed.notify_all();
     }
 
-    /// Sleeps until the end is asked for; whether by force.
-    pub(crate) fn wait(&self) -> bool {
+    /// Asks for an end that leaves everything to a successor.
+    pub(crate) fn begin_upgrade(&self) {
+        self.upgrade.store(true, Ordering::Release);
+        self.begin(false);
+    }
+
+    /// Sleeps until the end is asked for.
+    pub(crate) fn wait(&self) -> Ending {
         let mut guard = self.lock.lock();
         while !self.flag.load(Ordering::Acquire) {
             self.changed.wait(&mut guard);
         }
-        self.force.load(Ordering::Acquire)
+        if self.upgrade.load(Ordering::Acquire) {
+            return Ending::Upgrade;
+        }
+        Ending::Stop {
+            force: self.force.load(Ordering::Acquire),
+        }
     }
 }
 
@@ -72,6 +102,42 @@ impl Daemon {
     /// Word of every event. The kernel counts one when devices come, go and are renamed, too.
     pub(crate) fn events(&self) -> Arc<GlobalEvents> {
         self.env.shared.of()
+    }
+
+    /// Notes a device's state for a successor. A command that changes something is only answered well when this was done.
+    pub(crate) fn save(&self, device: &Device) -> bool {
+        let Some(continuity) = &self.continuity else {
+            return true;
+        };
+        if device.removing() {
+            return true;
+        }
+        match continuity.state.save(device) {
+            Ok(()) => true,
+            Err(error) => {
+                tracing::error!(device = %device.md.name(), %error, "its state cannot be noted: a crash of the daemon would bring back an older one");
+                false
+            }
+        }
+    }
+
+    /// As [`Daemon::save`], as an answer.
+    pub(crate) fn note(&self, device: &Device) -> Result<(), DmError> {
+        if self.save(device) {
+            return Ok(());
+        }
+        let text = format!(
+            "device-mapper: {}: done, but its state cannot be written to the run directory",
+            device.md.name()
+        );
+        Err(DmError::new(Errno::IO, text))
+    }
+
+    /// A device is gone.
+    pub(crate) fn forget(&self, dev_no: DevNo) {
+        if let Some(continuity) = &self.continuity {
+            continuity.state.remove(dev_no);
+        }
     }
 
     /// Users of a device: tables of other devices, openers of its block device, NBD clients.
@@ -197,6 +263,8 @@ impl Daemon {
         }
         visible.node = false;
         self.devices.remove(device);
+        // Before the number can be another device's.
+        self.forget(device.dev_no());
         device.md.destroy();
         Ok(())
     }

@@ -20,6 +20,8 @@ pub struct Device {
     pub node: Arc<dyn BlockNode>,
     /// Commands on one device come one at a time.
     pub control: Mutex<Visible>,
+    /// Held around the writing of its state; whether that is to show what a resume under way will have done.
+    pub saving: Mutex<bool>,
     deferred_remove: AtomicBool,
     removing: AtomicBool,
 }
@@ -40,6 +42,7 @@ impl Device {
             md,
             node,
             control: Mutex::default(),
+            saving: Mutex::default(),
             deferred_remove: AtomicBool::new(false),
             removing: AtomicBool::new(false),
         }

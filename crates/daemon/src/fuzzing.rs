@@ -46,6 +46,7 @@ pub fn contained_daemon(dir: &Path, others: Arc<dyn DeviceOpener>) -> std::io::R
         nbd: RwLock::new(None),
         reaper: handle,
         notes,
+        continuity: None,
         stopping: Stopping::default(),
     });
     let _ = reaper.daemon.set(Arc::downgrade(&daemon));

@@ -9,13 +9,16 @@ mod daemon;
 mod devices;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
+pub mod keeper;
 mod lifecycle;
 mod native;
 mod nodes;
 mod opener;
 mod privileges;
+mod resume;
 mod service;
+mod state;
 
 pub use access::{Access, AccessError, AccessSection};
-pub use config::{Config, ConfigError, ConfigFile};
+pub use config::{Config, ConfigError, ConfigFile, ContinuitySection};
 pub use lifecycle::{RunError, run};

@@ -4,6 +4,7 @@
 //! request, SIGTERM, SIGINT): take no more commands, remove all devices top down so that everything acknowledged is
 //! durable, take exports, mounts and sockets away.
 
+use std::os::fd::AsFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock, Weak};
@@ -13,17 +14,22 @@ use parking_lot::RwLock;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use thinmap_control::server::{Server, ServerError};
-use thinmap_dm::{Environment, Registry, SharedState};
-use thinmap_exports::block_node::{self, BlockNodes, NodesConfig};
-use thinmap_exports::nbd::{NbdConfig, NbdServer, TcpConfig, TlsConfig};
+use thinmap_dm::{Environment, KeptMemory, Registry, SharedState};
+use thinmap_exports::block_node::{self, BlockNodes, DescriptorKeeper, NodesConfig};
+use thinmap_exports::nbd::{
+    NbdConfig, NbdExport, NbdServer, NbdServerError, NbdSockets, TcpConfig, TlsConfig,
+};
 use thinmap_runtime::{Actor, NextTurn, Spawner, ThreadSpawner};
 
 use crate::access::AccessError;
 use crate::config::{Config, NbdSection};
-use crate::daemon::{Daemon, Stopping};
-use crate::devices::Devices;
+use crate::daemon::{Continuity, Daemon, Ending, Stopping};
+use crate::devices::{Device, Devices};
+use crate::keeper::link::KeeperLink;
+use crate::keeper::message::UPGRADE_EXIT;
 use crate::nodes::Nodes;
 use crate::opener::Opener;
+use crate::state::StateDir;
 
 /// Why the daemon could not start.
 #[derive(Debug, thiserror::Error)]
@@ -58,23 +64,75 @@ pub enum RunError {
     },
 }
 
-/// Runs a daemon until it is told to stop.
-pub fn run(config: &Config) -> Result<(), RunError> {
+/// Runs a daemon until it is told to stop. With a link to a keeper it goes on where the keeper's last daemon was.
+///
+/// Does not return when it leaves everything to a successor.
+pub fn run(config: &Config, link: Option<Arc<KeeperLink>>) -> Result<(), RunError> {
     make_private_directory(&config.run_dir)?;
+    let is_successor = link.as_ref().is_some_and(|link| link.generation() > 0);
+    if is_successor {
+        abort_when_main_panics();
+        return match serve(config, link) {
+            Ok(()) => Ok(()),
+            // Ending in order would take devices down that the next one may bring back.
+            Err(error) => {
+                tracing::error!(%error, "cannot take over");
+                std::process::exit(1);
+            }
+        };
+    }
+    serve(config, link)
+}
+
+/// Unwinding would run destructors that take devices down.
+fn abort_when_main_panics() {
+    let tell = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        tell(panic);
+        if std::thread::current().name() == Some("main") {
+            std::process::abort();
+        }
+    }));
+}
+
+fn serve(config: &Config, link: Option<Arc<KeeperLink>>) -> Result<(), RunError> {
     let access = config.file.access.resolve()?;
-    let mut server = Server::bind(&config.run_dir.join("control.sock"))?;
+    let mut server = claim(config, link.as_deref())?;
     server.admit_whom_the_mode_admits(access.administrators.is_some());
     prepare_process(config);
-    block_node::clean_stale(&config.run_dir);
-    let daemon = build(config)?;
+    let begins = link.as_ref().is_none_or(|link| link.generation() == 0);
+    if begins {
+        block_node::clean_stale(&config.run_dir);
+    }
+    let (daemon, nbd) = build(config, link.clone())?;
     let signals = watch_signals(&daemon)?;
+    daemon.after_bring_back();
+    *daemon.nbd.write() = start_nbd(&daemon, nbd)?;
     access.grant_sockets(&config.run_dir)?;
     let running = server.start(daemon.clone())?;
+    if let Some(link) = &link {
+        let frozen = daemon.devices.all().into_iter();
+        let frozen = frozen.filter(|device| device.md.is_frozen());
+        let number = |device: Arc<Device>| (device.dev_no().major, device.dev_no().minor);
+        link.ready(frozen.map(number).collect());
+    }
     tracing::info!(run_dir = %config.run_dir.display(), dev_dir = %config.dev_dir.display(), "serving");
     let _ = sd_notify::notify(false, &[sd_notify::NotifyState::Ready]);
 
-    let force = daemon.stopping.wait();
+    let force = match daemon.stopping.wait() {
+        Ending::Stop { force } => force,
+        Ending::Upgrade => {
+            tracing::info!("making way for the next daemon");
+            running.leave();
+            daemon.block_nodes.leave(LEAVE_PATIENCE);
+            // What is open, claimed or mounted here stays as it is.
+            std::process::exit(UPGRADE_EXIT);
+        }
+    };
 
+    if let Some(link) = &link {
+        link.stopping();
+    }
     let _ = sd_notify::notify(false, &[sd_notify::NotifyState::Stopping]);
     tracing::info!("stopping");
     running.stop();
@@ -88,7 +146,34 @@ pub fn run(config: &Config) -> Result<(), RunError> {
     Ok(())
 }
 
-fn build(config: &Config) -> Result<Arc<Daemon>, RunError> {
+/// Claims the run directory, or goes on with the claim of the last daemon.
+fn claim(config: &Config, link: Option<&KeeperLink>) -> Result<Server, RunError> {
+    let path = config.run_dir.join("control.sock");
+    let Some(link) = link else {
+        return Ok(Server::bind(&path)?);
+    };
+    if let (Some(socket), Some(lock)) = (link.take(CONTROL[0]), link.take(CONTROL[1])) {
+        return Ok(Server::adopt(&path, socket, lock));
+    }
+    let server = Server::bind(&path)?;
+    for (name, fd) in CONTROL.into_iter().zip(server.descriptors()) {
+        link.keep(name, fd).map_err(keeping)?;
+    }
+    Ok(server)
+}
+
+fn keeping(source: std::io::Error) -> RunError {
+    RunError::System {
+        what: "hand a descriptor to the keeper",
+        source,
+    }
+}
+
+/// The daemon with the devices of the last one, which are served when this returns; and how NBD is to be.
+fn build(
+    config: &Config,
+    link: Option<Arc<KeeperLink>>,
+) -> Result<(Arc<Daemon>, Option<Nbd>), RunError> {
     let directory = |path: &Path| {
         let path = path.to_owned();
         move |source| RunError::Directory { path, source }
@@ -97,11 +182,11 @@ fn build(config: &Config) -> Result<Arc<Daemon>, RunError> {
     let mut nodes =
         Nodes::open(&config.dev_dir, &config.run_dir, links).map_err(directory(&config.dev_dir))?;
     nodes.give_to(config.file.access.resolve()?.devices);
-    let (block_nodes, notes) = open_block_nodes(config);
+    let (block_nodes, notes) = open_block_nodes(config, link.as_ref());
     for note in &notes {
         tracing::warn!("{note}");
     }
-    let nbd = start_nbd(config)?;
+    let nbd = open_nbd(config, link.as_deref())?;
     let devices = Arc::new(Devices::default());
     let spawner = Arc::new(ThreadSpawner::new());
     let env = Arc::new(Environment {
@@ -111,6 +196,16 @@ fn build(config: &Config) -> Result<Arc<Daemon>, RunError> {
         shared: SharedState::default(),
         freezer: Some(Arc::new(MountFreezer)),
     });
+    let continuity = match link {
+        Some(link) => {
+            env.shared.of::<KeptMemory>().set(link.clone());
+            thinmap_exports::freeze::set_holder(link.clone());
+            let state = StateDir::open(&config.run_dir, link.keeper());
+            let state = state.map_err(directory(&config.run_dir))?;
+            Some(Continuity { link, state })
+        }
+        None => None,
+    };
     let reaper = Arc::new(Reaper::default());
     let handle = spawner
         .spawn("thinmap-reaper", reaper.clone())
@@ -125,13 +220,26 @@ fn build(config: &Config) -> Result<Arc<Daemon>, RunError> {
         devices,
         nodes,
         block_nodes,
-        nbd: RwLock::new(nbd),
+        nbd: RwLock::new(None),
         reaper: handle,
         notes,
         stopping: Stopping::default(),
+        continuity,
     });
+    let saved = match &daemon.continuity {
+        Some(continuity) => continuity.state.load(),
+        None => Ok(Vec::new()),
+    };
+    let taking_over = |source| RunError::System {
+        what: "take over from the last daemon",
+        source,
+    };
+    daemon
+        .bring_back(saved.map_err(taking_over)?)
+        .map_err(taking_over)?;
+    daemon.block_nodes.serve().map_err(taking_over)?;
     let _ = reaper.daemon.set(Arc::downgrade(&daemon));
-    Ok(daemon)
+    Ok((daemon, nbd))
 }
 
 /// What keeps a daemon that serves disks from waiting for itself when memory is short.
@@ -162,15 +270,35 @@ fn may_lock_all_memory() -> bool {
     capable || limit.current.is_none()
 }
 
-fn open_block_nodes(config: &Config) -> (Arc<dyn BlockNodes>, Vec<String>) {
-    block_node::open(&NodesConfig {
+fn open_block_nodes(
+    config: &Config,
+    link: Option<&Arc<KeeperLink>>,
+) -> (Arc<dyn BlockNodes>, Vec<String>) {
+    let nodes = NodesConfig {
         run_dir: config.run_dir.clone(),
         queues: config.file.queue_count(),
         enabled: config.file.block_devices.enabled,
-    })
+    };
+    match link {
+        None => block_node::open(&nodes),
+        Some(link) => {
+            let continuity = block_node::Continuity {
+                keeper: link.clone(),
+                held: link.take_fuse(),
+                generation: link.generation(),
+            };
+            block_node::open_kept(&nodes, continuity)
+        }
+    }
 }
 
-fn start_nbd(config: &Config) -> Result<Option<NbdServer>, RunError> {
+/// An NBD server that is to be: its sockets take clients, who wait.
+struct Nbd {
+    config: NbdConfig,
+    sockets: NbdSockets,
+}
+
+fn open_nbd(config: &Config, link: Option<&KeeperLink>) -> Result<Option<Nbd>, RunError> {
     let section = &config.file.nbd;
     if !section.unix && section.tcp.is_none() {
         return Ok(None);
@@ -182,13 +310,47 @@ fn start_nbd(config: &Config) -> Result<Option<NbdServer>, RunError> {
         }),
         None => None,
     };
-    let nbd_config = NbdConfig {
+    let config = NbdConfig {
         unix: section.unix.then(|| config.run_dir.join("nbd.sock")),
         tcp,
         queues: config.file.queue_count(),
         ..NbdConfig::default()
     };
-    NbdServer::start(nbd_config)
+    let failed = |e: NbdServerError| RunError::Nbd(e.to_string());
+    let mut sockets = NbdSockets::default();
+    if let Some(link) = link {
+        sockets.unix = link.take(NBD[0]);
+        sockets.tcp = link.take(NBD[1]);
+    }
+    sockets.open_missing(&config).map_err(failed)?;
+    if let Some(link) = link {
+        for (name, fd) in NBD.into_iter().zip([&sockets.unix, &sockets.tcp]) {
+            if let Some(fd) = fd {
+                link.keep(name, fd.as_fd()).map_err(keeping)?;
+            }
+        }
+    }
+    Ok(Some(Nbd { config, sockets }))
+}
+
+/// Serves NBD, with all devices there are from the first client on: one that comes back must find its export.
+fn start_nbd(daemon: &Daemon, nbd: Option<Nbd>) -> Result<Option<NbdServer>, RunError> {
+    let Some(Nbd { config, sockets }) = nbd else {
+        return Ok(None);
+    };
+    let mut exports = Vec::new();
+    for device in daemon.devices.all() {
+        if let Some(live) = device.md.info().live {
+            let name = device.md.name();
+            exports.push(NbdExport {
+                name: name.to_string(),
+                device: device.md.clone(),
+                read_only: live.read_only,
+            });
+            device.control.lock().nbd = Some(name);
+        }
+    }
+    NbdServer::serve(config, sockets, exports)
         .map(Some)
         .map_err(|e| RunError::Nbd(e.to_string()))
 }
@@ -269,6 +431,14 @@ impl Actor for Reaper {
         tracing::error!("deferred removals have stopped; everything else goes on");
     }
 }
+
+/// Names under which the keeper holds the control socket and the lock of the run directory.
+const CONTROL: [&str; 2] = ["control", "control-lock"];
+/// And those of the Unix and the TCP socket of NBD.
+const NBD: [&str; 2] = ["nbd-unix", "nbd-tcp"];
+/// How long requests in flight may take when the daemon makes way. What is left is the successor's, and some (those that a suspended
+/// device holds) do not end.
+const LEAVE_PATIENCE: Duration = Duration::from_millis(250);
 
 const REAP_EVERY: Duration = Duration::from_millis(200);
 

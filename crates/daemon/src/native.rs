@@ -1,7 +1,9 @@
 //! The daemon's native requests: who it is, where devices can be reached, the end.
 
 use std::io;
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 
 use rustix::io::Errno;
 use rustix::net::SendFlags;
@@ -18,6 +20,7 @@ impl NativeService for Daemon {
         DaemonInfo {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
+            keeper: self.continuity.as_ref().map(|c| c.link.keeper_pid()),
             run_dir: self.run_dir.clone(),
             dev_dir: self.nodes.dev_dir().to_owned(),
         }
@@ -31,6 +34,23 @@ impl NativeService for Daemon {
             return Err(DmError::new(Errno::BUSY, text));
         }
         self.stopping.begin(force);
+        Ok(())
+    }
+
+    fn upgrade(&self, binary: &Path) -> Result<(), DmError> {
+        let Some(continuity) = &self.continuity else {
+            let text = "the daemon runs without a keeper: nothing would hold its devices meanwhile";
+            return Err(DmError::new(Errno::OPNOTSUPP, text));
+        };
+        let told = std::fs::File::open(binary)
+            .and_then(|file| continuity.link.upgrade(binary, file.as_fd()));
+        told.map_err(|error| {
+            let errno = error
+                .raw_os_error()
+                .map_or(Errno::IO, Errno::from_raw_os_error);
+            DmError::new(errno, format!("{}: {error}", binary.display()))
+        })?;
+        self.stopping.begin_upgrade();
         Ok(())
     }
 

@@ -22,24 +22,28 @@ pub struct Nodes {
 }
 
 impl Nodes {
-    /// Opens the device directory (made when missing) and removes what an earlier daemon of the same run directory left.
+    /// Opens the device directory (made when missing); what an earlier daemon of the same run directory made there is ours.
     pub fn open(dev_dir: &Path, run_dir: &Path, links: bool) -> std::io::Result<Self> {
         std::fs::create_dir_all(dev_dir)?;
-        let nodes = Self {
+        let list = run_dir.join("nodes");
+        let made = std::fs::read_to_string(&list).unwrap_or_default();
+        Ok(Self {
             dev_dir: dev_dir.to_owned(),
-            list: run_dir.join("nodes"),
+            list,
             links,
-            made: Mutex::default(),
+            made: Mutex::new(made.lines().map(PathBuf::from).collect()),
             group: None,
-        };
-        for stale in std::fs::read_to_string(&nodes.list)
-            .unwrap_or_default()
-            .lines()
-        {
-            let stale = Path::new(stale);
+        })
+    }
+
+    /// Removes what an earlier daemon made, except the nodes of these devices.
+    pub fn remove_stale(&self, live: &[DmName]) {
+        let live: Vec<PathBuf> = live.iter().map(|name| self.path(name)).collect();
+        let mut made = self.made.lock();
+        for stale in made.extract_if(.., |path| !live.contains(path)) {
             // Only what looks like ours: names in our directory that are a block node or a link.
-            if stale.parent() == Some(dev_dir) && is_node_or_link(stale) {
-                match std::fs::remove_file(stale) {
+            if stale.parent() == Some(&self.dev_dir) && is_node_or_link(&stale) {
+                match std::fs::remove_file(&stale) {
                     Ok(()) => tracing::info!(node = %stale.display(), "removed a stale node"),
                     Err(error) => {
                         tracing::warn!(node = %stale.display(), %error, "a stale node stays")
@@ -47,8 +51,7 @@ impl Nodes {
                 }
             }
         }
-        nodes.save(&[]);
-        Ok(nodes)
+        self.save(&made);
     }
 
     /// From now on nodes belong to this group, too.

@@ -33,6 +33,7 @@ impl DmService for Daemon {
         if deferred {
             for device in self.devices.all() {
                 device.set_deferred_remove(true);
+                self.note(&device)?;
             }
             self.reaper.wake();
         }
@@ -89,6 +90,7 @@ impl DmService for Daemon {
             let _ = device.node.remove(true);
             return Err(taken_error(&taken, name, uuid));
         }
+        self.note(&device)?;
         self.events().issue();
         Ok(self.info(&device))
     }
@@ -110,6 +112,7 @@ impl DmService for Daemon {
             }
             Err(error) if deferred && error.errno == Errno::BUSY.raw_os_error() => {
                 device.set_deferred_remove(true);
+                self.note(&device)?;
                 self.reaper.wake();
                 removal.waits = true;
                 removal.uevent = false;
@@ -123,6 +126,7 @@ impl DmService for Daemon {
     fn cancel_deferred_remove(&self, selector: &DeviceSelector) -> Result<DeviceInfo, DmError> {
         let device = self.find(selector)?;
         device.set_deferred_remove(false);
+        self.note(&device)?;
         Ok(self.info(&device))
     }
 
@@ -152,6 +156,7 @@ impl DmService for Daemon {
             self.nbd_rename(&exported, new_name);
             visible.nbd = Some(new_name.clone());
         }
+        self.note(&device)?;
         drop(visible);
         self.events().issue();
         Ok(self.changed(&device))
@@ -173,6 +178,7 @@ impl DmService for Daemon {
         self.devices
             .set_uuid(&device, uuid)
             .map_err(|taken| taken_error(&taken, &device.md.name(), Some(uuid)))?;
+        self.note(&device)?;
         self.events().issue();
         Ok(self.changed(&device))
     }
@@ -188,6 +194,7 @@ impl DmService for Daemon {
             .md
             .suspend(suspend_flags(options))
             .map_err(|e| failed(&device, "suspend", &e))?;
+        self.note(&device)?;
         drop(control);
         Ok(self.info(&device))
     }
@@ -203,10 +210,18 @@ impl DmService for Daemon {
         let facts = device.md.info();
         // COMPAT: a resume that finds nothing to do sends no uevent.
         let uevent = facts.suspended || facts.inactive.is_some();
-        device
-            .md
-            .resume(suspend_flags(options))
-            .map_err(|e| failed(&device, "resume", &e))?;
+        // CRASH: noted before it is done. From then on requests go by the new table, and a successor must not take the old one.
+        *device.saving.lock() = true;
+        let noted = self.note(&device);
+        let resumed = noted.and_then(|()| {
+            device
+                .md
+                .resume(suspend_flags(options))
+                .map_err(|e| failed(&device, "resume", &e))
+        });
+        *device.saving.lock() = false;
+        self.note(&device)?;
+        resumed?;
         self.make_visible(&device, &mut visible)
             .map_err(|e| DmError {
                 errno: e.errno(),
@@ -269,6 +284,7 @@ impl DmService for Daemon {
             .md
             .load(&lines.0, read_only)
             .map_err(|e| failed(&device, "table", &e))?;
+        self.note(&device)?;
         drop(control);
         Ok(self.info(&device))
     }
@@ -277,6 +293,7 @@ impl DmService for Daemon {
         let device = self.find(selector)?;
         let control = device.control.lock();
         device.md.clear();
+        self.note(&device)?;
         drop(control);
         Ok(self.info(&device))
     }

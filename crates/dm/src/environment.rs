@@ -2,10 +2,10 @@
 
 use std::any::{Any, TypeId};
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
-use thinmap_runtime::{Clock, Spawner};
+use thinmap_runtime::{Clock, SharedMemory, Spawner};
 use thinmap_units::DevNo;
 
 use crate::device_use::DeviceOpener;
@@ -32,6 +32,32 @@ pub trait FileSystemFreezer: Send + Sync {
 
     /// Takes back a [`FileSystemFreezer::freeze`] that succeeded.
     fn thaw(&self, dev: DevNo);
+}
+
+/// Memory that outlives the process, by name: what a target keeps there is found by the next daemon after a crash. One for an
+/// [`Environment`], in its shared state; without a keeper there is none.
+#[derive(Default)]
+pub struct KeptMemory(OnceLock<Arc<dyn MemoryKeeper>>);
+
+impl KeptMemory {
+    /// Names the keeper, once.
+    pub fn set(&self, keeper: Arc<dyn MemoryKeeper>) {
+        let _ = self.0.set(keeper);
+    }
+
+    /// The keeper, if there is one.
+    pub fn keeper(&self) -> Option<Arc<dyn MemoryKeeper>> {
+        self.0.get().cloned()
+    }
+}
+
+/// Holds memory beyond the end of the process.
+pub trait MemoryKeeper: Send + Sync {
+    /// The memory of this name as the last process left it, or new memory of so many words of 8 bytes, all zero.
+    fn open(&self, name: &str, words: usize) -> std::io::Result<SharedMemory>;
+
+    /// Lets go of it, for good.
+    fn forget(&self, name: &str);
 }
 
 /// One value per type, made at first use: lets targets share state that the core knows nothing of.

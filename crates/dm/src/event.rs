@@ -90,6 +90,11 @@ impl TableEvent {
         self.global.issue();
     }
 
+    /// Goes on from a number that an earlier process had reached.
+    pub fn restore(&self, number: u32) {
+        self.state.lock().number = number;
+    }
+
     /// The present number.
     pub fn number(&self) -> u32 {
         self.state.lock().number

@@ -19,7 +19,7 @@ mod target;
 
 pub use claims::OpenClaim;
 pub use device_use::{DeviceId, DeviceName, DeviceOpener, DeviceUse, OpenDevice, OpenDeviceError};
-pub use environment::{Environment, FileSystemFreezer, SharedState};
+pub use environment::{Environment, FileSystemFreezer, KeptMemory, MemoryKeeper, SharedState};
 pub use error::{MessageError, ResumeError, TableError};
 pub use event::{GlobalEvents, TableEvent, Watcher, Watching};
 pub use mapped_device::{

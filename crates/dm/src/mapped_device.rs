@@ -55,6 +55,7 @@ pub(crate) struct Staged {
     /// A table was loaded once: later ones meet their devices' limits at resume only.
     loaded_once: bool,
     pub(crate) suspended: bool,
+    pub(crate) frozen: bool,
     pub(crate) destroyed: bool,
 }
 
@@ -395,6 +396,11 @@ impl MappedDevice {
     /// Whether requests wait for a resume.
     pub fn is_suspended(&self) -> bool {
         self.staged.lock().suspended
+    }
+
+    /// Whether the file system on it was frozen by the suspend.
+    pub fn is_frozen(&self) -> bool {
+        self.staged.lock().frozen
     }
 
     /// Whether [`MappedDevice::destroy`] was called.

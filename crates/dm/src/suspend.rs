@@ -46,6 +46,19 @@ impl MappedDevice {
         self.do_suspend(&mut control, flags, stop)
     }
 
+    /// Suspends a device as an earlier process had it suspended: the file system on it is `frozen` already, or not.
+    pub fn suspend_again(&self, frozen: bool) -> Result<(), DeviceError> {
+        let mut control = self.control.lock();
+        self.not_destroyed()?;
+        let flags = SuspendFlags {
+            noflush: true,
+            lockfs: false,
+        };
+        self.do_suspend(&mut control, flags, &|| false)?;
+        self.set_frozen(&mut control, frozen);
+        Ok(())
+    }
+
     /// Puts the inactive table, if there is one, in place of the live one (suspending first with `flags`), and lets
     /// requests through.
     ///
@@ -213,16 +226,22 @@ impl MappedDevice {
         freezer
             .freeze(dev)
             .map_err(|errno| DeviceError::Freeze { dev, errno })?;
-        control.frozen = true;
+        self.set_frozen(control, true);
         Ok(())
     }
 
     fn thaw(&self, control: &mut crate::mapped_device::Control) {
-        if std::mem::take(&mut control.frozen)
+        if control.frozen
             && let Some(freezer) = &self.env().freezer
         {
             freezer.thaw(self.dev_no());
         }
+        self.set_frozen(control, false);
+    }
+
+    fn set_frozen(&self, control: &mut crate::mapped_device::Control, frozen: bool) {
+        control.frozen = frozen;
+        self.staged.lock().frozen = frozen;
     }
 }
 

@@ -3,9 +3,11 @@
 //! The daemon asks [`open`] once for the best way this system allows and then only knows [`BlockNodes`] and
 //! [`BlockNode`]: never FUSE, loop or ublk.
 
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 use rustix::io::Errno;
 use thinmap_block::BlockDevice;
@@ -14,6 +16,7 @@ use thinmap_units::DevNo;
 use crate::fuse::{FuseFileNodes, FuseServer};
 use crate::loop_device::LoopNodes;
 
+pub use crate::fuse::DESCRIPTOR_NAME;
 pub use crate::loop_device::StaleReport;
 
 /// In which way devices become visible to other programs.
@@ -75,6 +78,33 @@ impl NodeError {
     }
 }
 
+/// What outlives the process that serves nodes.
+pub trait DescriptorKeeper: Send + Sync {
+    /// Holds a copy of a descriptor under a name, from the moment this returns, however the process ends.
+    fn keep(&self, name: &str, fd: BorrowedFd<'_>) -> std::io::Result<()>;
+}
+
+/// How nodes outlive their process.
+pub struct Continuity {
+    /// Holds the descriptors.
+    pub keeper: Arc<dyn DescriptorKeeper>,
+    /// What it held under names beginning with [`DESCRIPTOR_NAME`] when this process began; empty for the first.
+    pub held: Vec<OwnedFd>,
+    /// How many processes there were before this one.
+    pub generation: u32,
+}
+
+/// What a successor must know of a node.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct SavedNode {
+    /// The device's minor number.
+    pub minor: u32,
+    /// The number of its FUSE file, 0 without one.
+    pub file: u64,
+    /// Its node under `/dev` was made by us.
+    pub made_node: bool,
+}
+
 /// The maker of nodes: one per daemon.
 pub trait BlockNodes: Send + Sync {
     /// In which way.
@@ -83,6 +113,25 @@ pub trait BlockNodes: Send + Sync {
     /// Reserves a device number for a device that has no table yet: size 0. `minor` is a wish: granted, or
     /// [`NodeError::Busy`].
     fn create(&self, minor: Option<u32>) -> Result<Arc<dyn BlockNode>, NodeError>;
+
+    /// The node that an earlier process had, with nothing behind it yet; `None` when it had begun to remove it.
+    fn adopt(&self, saved: SavedNode) -> Result<Option<Arc<dyn BlockNode>>, NodeError> {
+        let _ = saved;
+        Ok(None)
+    }
+
+    /// Begins to serve: after [`open_kept`], when all nodes are adopted and [attached](BlockNode::attach).
+    fn serve(&self) -> std::io::Result<()> {
+        Ok(())
+    }
+
+    /// Removes what an earlier process was making or removing when it died. Call it when serving.
+    fn clean_orphans(&self) {}
+
+    /// Stops serving and leaves everything as it is, for a successor; waits so long for what is in flight.
+    fn leave(&self, patience: Duration) {
+        let _ = patience;
+    }
 
     /// Takes everything away, by force what is still in use: its users see I/O errors. All I/O is drained before.
     fn shutdown(&self);
@@ -96,6 +145,21 @@ pub trait BlockNode: Send + Sync {
 
     /// The block device, or the FUSE file.
     fn path(&self) -> PathBuf;
+
+    /// What a successor must know.
+    fn saved(&self) -> SavedNode {
+        SavedNode {
+            minor: self.dev_no().minor,
+            file: 0,
+            made_node: false,
+        }
+    }
+
+    /// Puts `dev` behind a node that was [adopted](BlockNodes::adopt), without a word to the kernel, which is not served yet;
+    /// [`BlockNode::refresh`] follows when it is.
+    fn attach(&self, dev: Arc<dyn BlockDevice>, read_only: bool) {
+        let _ = (dev, read_only);
+    }
 
     /// Puts `dev` behind the node, at the first resume with a table. `name` is for people who list devices.
     fn activate(
@@ -167,6 +231,65 @@ pub fn open(config: &NodesConfig) -> (Arc<dyn BlockNodes>, Vec<String>) {
     }
 }
 
+/// As [`open`], for nodes that outlive the process: never ublk, whose devices end with their server as it is built here. Call
+/// [`BlockNodes::serve`] when everything is adopted.
+pub fn open_kept(
+    config: &NodesConfig,
+    continuity: Continuity,
+) -> (Arc<dyn BlockNodes>, Vec<String>) {
+    let mut notes = Vec::new();
+    if !config.enabled {
+        return (Arc::new(NoNodes::default()), notes);
+    }
+    let dir = config.run_dir.join("fuse");
+    let is_first = continuity.held.is_empty();
+    let server = match FuseServer::start_kept(&dir, config.queues, continuity) {
+        Ok(server) => server,
+        Err(error) => {
+            notes.push(format!(
+                "no block devices, only network exports: cannot mount a FUSE file system: {error}"
+            ));
+            return (Arc::new(NoNodes::default()), notes);
+        }
+    };
+    // Trying takes a moment, and everybody waits.
+    let probed = match is_first {
+        true => crate::loop_device::probe(),
+        false => crate::loop_device::probe_permission(),
+    };
+    match probed {
+        Ok(()) => (Arc::new(LoopNodes::new(server)), notes),
+        Err(missing) => {
+            notes.push(format!(
+                "devices are plain files, not block devices: loop devices cannot be used: {missing}"
+            ));
+            (Arc::new(FuseFileNodes::new(server)), notes)
+        }
+    }
+}
+
+/// Ends the mount below a run directory for good: all I/O on devices that stand on it fails. What is left of them goes by
+/// [`clean_stale`].
+pub fn abort(run_dir: &Path) {
+    let dir = crate::fuse::canonical(&run_dir.join("fuse"));
+    for dev in crate::fuse::mounts_at(&dir) {
+        let abort = format!("/sys/fs/fuse/connections/{}/abort", dev.minor);
+        let _ = std::fs::write(abort, "1");
+    }
+}
+
+/// Answers the requests that threads of a dead server wait for themselves, with an error that nobody will see; `fuse` is one of
+/// the descriptors that outlived it. All other requests stay for its successor.
+pub fn answer_for_dead(fuse: &OwnedFd, threads: &[u32]) {
+    if let Err(error) = crate::fuse::answer_for_dead(fuse, threads) {
+        tracing::error!(%error, "threads of the dead daemon wait for its answers");
+    }
+}
+
+/// What processes that hand a session on to each other agree on: the form of [`SavedNode`], the size of requests, what the
+/// handshake of the mount said. One that finds another version must not take over.
+pub const SESSION_VERSION: u32 = 1;
+
 /// Device numbers of our own, for ways without a kernel device.
 #[derive(Default)]
 pub(crate) struct PseudoMinors {
@@ -208,6 +331,10 @@ struct NoNodes {
 impl BlockNodes for NoNodes {
     fn kind(&self) -> NodeKind {
         NodeKind::None
+    }
+
+    fn adopt(&self, saved: SavedNode) -> Result<Option<Arc<dyn BlockNode>>, NodeError> {
+        self.create(Some(saved.minor)).map(Some)
     }
 
     fn create(&self, minor: Option<u32>) -> Result<Arc<dyn BlockNode>, NodeError> {

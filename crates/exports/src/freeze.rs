@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock, OnceLock};
 
 use parking_lot::Mutex;
 use rustix::fs::{Mode, OFlags};
@@ -21,7 +21,10 @@ pub fn freeze(dev: DevNo) -> Result<(), i32> {
     let Some(fd) = open_mount_of(dev) else {
         return Ok(());
     };
-    match ioctl(&fd, FIFREEZE) {
+    if let Some(holder) = HOLDER.get() {
+        return holder.freeze(dev, fd);
+    }
+    match freeze_mounted(&fd) {
         Ok(()) => {
             FROZEN.lock().insert(dev, fd);
             Ok(())
@@ -34,13 +37,41 @@ pub fn freeze(dev: DevNo) -> Result<(), i32> {
     }
 }
 
+/// Another process that freezes in this one's place: a thread that waits in the kernel for its own process to write something back
+/// would keep that process, once killed, from ending.
+pub trait FreezeHolder: Send + Sync {
+    /// Freezes what `fd` lies in and holds it, with the answers of [`freeze`].
+    fn freeze(&self, dev: DevNo, fd: OwnedFd) -> Result<(), i32>;
+
+    /// Takes that back; nothing when it was not frozen.
+    fn thaw(&self, dev: DevNo);
+}
+
+/// From now on `holder` freezes and thaws.
+pub fn set_holder(holder: Arc<dyn FreezeHolder>) {
+    let _ = HOLDER.set(holder);
+}
+
+/// Freezes the file system that an open file lies in. An errno when the kernel refuses.
+pub fn freeze_mounted(fd: &OwnedFd) -> Result<(), i32> {
+    ioctl(fd, FIFREEZE)
+}
+
+/// Thaws the file system that an open file lies in. An errno when it was not frozen or the kernel refuses.
+pub fn thaw_mounted(fd: &OwnedFd) -> Result<(), i32> {
+    ioctl(fd, FITHAW)
+}
+
 /// Takes back what [`freeze`] did; nothing otherwise.
 pub fn thaw(dev: DevNo) {
+    if let Some(holder) = HOLDER.get() {
+        return holder.thaw(dev);
+    }
     let Some(fd) = FROZEN.lock().remove(&dev) else {
         return;
     };
     // EINVAL: an administrator thawed it.
-    if let Err(errno) = ioctl(&fd, FITHAW)
+    if let Err(errno) = thaw_mounted(&fd)
         && errno != libc::EINVAL
     {
         tracing::error!(%dev, errno, "a frozen file system cannot be thawed");
@@ -96,6 +127,8 @@ fn ioctl(fd: &OwnedFd, request: libc::c_ulong) -> Result<(), i32> {
 }
 
 /// File systems that we froze: the descriptor keeps each mounted until it is thawed.
+static HOLDER: OnceLock<Arc<dyn FreezeHolder>> = OnceLock::new();
+
 static FROZEN: LazyLock<Mutex<HashMap<DevNo, OwnedFd>>> = LazyLock::new(Mutex::default);
 
 /// `_IOWR('X', 119, int)` and `_IOWR('X', 120, int)`, <linux/fs.h>.

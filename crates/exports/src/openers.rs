@@ -146,6 +146,28 @@ fn lasts(used: impl Fn() -> bool) -> bool {
     false
 }
 
+/// Open descriptors of other processes on files of these file systems, by inode number.
+pub(crate) fn count_files(devs: &[DevNo]) -> HashMap<u64, u32> {
+    let mut counts = HashMap::new();
+    let own = std::process::id();
+    for (_, dir) in processes().into_iter().filter(|(pid, _)| *pid != own) {
+        for entry in std::fs::read_dir(dir.join("fd"))
+            .into_iter()
+            .flatten()
+            .flatten()
+        {
+            let flags = StatxFlags::TYPE | StatxFlags::INO;
+            let stat = rustix::fs::statx(CWD, entry.path(), AtFlags::STATX_DONT_SYNC, flags);
+            if let Ok(stat) = stat
+                && devs.contains(&DevNo::new(stat.stx_dev_major, stat.stx_dev_minor))
+            {
+                *counts.entry(stat.stx_ino).or_default() += 1;
+            }
+        }
+    }
+    counts
+}
+
 /// The system's users of block devices at one moment.
 struct Scan {
     descriptors: HashMap<DevNo, u32>,

@@ -12,6 +12,7 @@ mod keyring;
 mod process;
 mod ring;
 mod secret;
+mod shared_memory;
 mod waker;
 mod write_batch;
 
@@ -24,5 +25,6 @@ pub use keyring::{KeyringError, read_key};
 pub use process::{IoFlusherError, lock_memory, mark_io_flusher};
 pub use ring::{Completed, Ring, RingOp};
 pub use secret::{SecretBox, SecretBytes, SecretSome, scrub_stack};
+pub use shared_memory::SharedMemory;
 pub use waker::Waker;
 pub use write_batch::WriteBatch;

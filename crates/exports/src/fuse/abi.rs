@@ -122,6 +122,9 @@ pub const FATTR_UID: u32 = 1 << 1;
 pub const FATTR_GID: u32 = 1 << 2;
 pub const FATTR_SIZE: u32 = 1 << 3;
 
+/// In the place of an error, with `unique` 0: all requests that were read and not answered are to be handed out again.
+pub const NOTIFY_RESEND: i32 = 7;
+
 /// `_IOR(229, 0, u32)`: makes a new /dev/fuse descriptor one more queue of a connection.
 pub const DEV_IOC_CLONE: libc::c_ulong = 0x8004_e500;
 

@@ -12,7 +12,7 @@ use rustix::io::Errno;
 use thinmap_runtime::{IoBuf, Waker, WriteBatch};
 use zerocopy::{Immutable, IntoBytes};
 
-use super::abi::{OutHeader, WriteOut};
+use super::abi::{NOTIFY_RESEND, OutHeader, WriteOut};
 use super::uring::{self, Replies, Reply, is_ring_tag};
 
 /// One descriptor.
@@ -98,6 +98,17 @@ impl Channel {
         if waiting || self.is_closing() {
             self.waker.wake();
         }
+    }
+
+    /// Has the kernel hand out anew what was read from any descriptor of the connection and not answered.
+    pub(super) fn resend_all(&self) -> std::io::Result<()> {
+        let notification = OutHeader {
+            len: size_of::<OutHeader>() as u32,
+            error: NOTIFY_RESEND,
+            unique: 0,
+        };
+        rustix::io::write(&self.fd, notification.as_bytes())?;
+        Ok(())
     }
 
     pub(super) fn answer_over(&self, ring: Arc<Replies>) {

@@ -60,7 +60,7 @@ impl DeviceFile {
         &self.name
     }
 
-    pub(super) fn nodeid(&self) -> u64 {
+    pub(crate) fn nodeid(&self) -> u64 {
         self.nodeid
     }
 
@@ -141,9 +141,21 @@ pub(crate) struct Files {
 }
 
 impl Files {
+    /// Files of a mount that earlier processes have served, so many of them: numbers of their files are not used again.
+    pub(super) fn of_generation(generation: u32) -> Self {
+        Self {
+            last_id: AtomicU64::new(u64::from(generation) << 32),
+            ..Self::default()
+        }
+    }
+
     /// A new file of size 0. Its number is never used again in this mount, so a stale inode cannot meet a new device.
     pub(crate) fn add(&self) -> Arc<DeviceFile> {
-        let nodeid = self.last_id.fetch_add(1, Ordering::Relaxed) + 2;
+        self.restore(self.last_id.fetch_add(1, Ordering::Relaxed) + 2)
+    }
+
+    /// A file that an earlier process had under this number, of size 0 until something is attached.
+    pub(super) fn restore(&self, nodeid: u64) -> Arc<DeviceFile> {
         let file = Arc::new(DeviceFile {
             nodeid,
             name: nodeid.to_string(),

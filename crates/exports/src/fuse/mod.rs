@@ -23,4 +23,5 @@ pub(crate) use file::{DeviceFile, Geometry};
 pub(crate) use mount::{mounts_at, unmount_lazily};
 pub(crate) use nodes::FuseFileNodes;
 pub(crate) use queue::Buffers;
-pub(crate) use server::FuseServer;
+pub use server::DESCRIPTOR_NAME;
+pub(crate) use server::{FuseServer, answer_for_dead, canonical};

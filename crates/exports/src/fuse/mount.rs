@@ -82,6 +82,7 @@ pub(crate) fn unmount_lazily(dir: &Path) -> Result<(), String> {
             let status = Command::new(HELPER)
                 .args(["-u", "-z", "-q", "--"])
                 .arg(dir)
+                .stdin(Stdio::null())
                 .status();
             match status {
                 Ok(status) if status.success() => Ok(()),

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use thinmap_block::BlockDevice;
@@ -9,7 +10,9 @@ use thinmap_units::DevNo;
 
 use super::file::{DeviceFile, Geometry};
 use super::server::FuseServer;
-use crate::block_node::{BlockNode, BlockNodes, NodeError, NodeKind, PSEUDO_MAJOR, PseudoMinors};
+use crate::block_node::{
+    BlockNode, BlockNodes, NodeError, NodeKind, PSEUDO_MAJOR, PseudoMinors, SavedNode,
+};
 
 /// Makes FUSE files.
 pub(crate) struct FuseFileNodes {
@@ -38,8 +41,29 @@ impl BlockNodes for FuseFileNodes {
             server: self.server.clone(),
             minor,
             minors: self.minors.clone(),
+            adopted: false,
             state: Mutex::default(),
         }))
+    }
+
+    fn adopt(&self, saved: SavedNode) -> Result<Option<Arc<dyn BlockNode>>, NodeError> {
+        let minor = self.minors.take(Some(saved.minor))?;
+        Ok(Some(Arc::new(FuseFileNode {
+            file: self.server.restore_file(saved.file),
+            server: self.server.clone(),
+            minor,
+            minors: self.minors.clone(),
+            adopted: true,
+            state: Mutex::default(),
+        })))
+    }
+
+    fn serve(&self) -> std::io::Result<()> {
+        self.server.serve()
+    }
+
+    fn leave(&self, patience: Duration) {
+        self.server.leave(patience);
     }
 
     fn shutdown(&self) {
@@ -52,6 +76,8 @@ struct FuseFileNode {
     file: Arc<DeviceFile>,
     minor: u32,
     minors: Arc<PseudoMinors>,
+    /// An earlier process has counted who opened it.
+    adopted: bool,
     state: Mutex<State>,
 }
 
@@ -70,6 +96,19 @@ impl BlockNode for FuseFileNode {
 
     fn path(&self) -> PathBuf {
         self.server.path_of(&self.file)
+    }
+
+    fn saved(&self) -> SavedNode {
+        SavedNode {
+            minor: self.minor,
+            file: self.file.nodeid(),
+            made_node: false,
+        }
+    }
+
+    fn attach(&self, dev: Arc<dyn BlockDevice>, read_only: bool) {
+        // Nothing of it reaches the kernel.
+        let _ = self.activate(dev, "", read_only);
     }
 
     fn activate(
@@ -99,7 +138,11 @@ impl BlockNode for FuseFileNode {
     }
 
     fn open_count(&self) -> u32 {
-        self.file.opens()
+        if self.adopted {
+            self.server.descriptors_on(&self.file)
+        } else {
+            self.file.opens()
+        }
     }
 
     fn remove(&self, force: bool) -> Result<(), NodeError> {
@@ -107,7 +150,7 @@ impl BlockNode for FuseFileNode {
         if state.removed {
             return Ok(());
         }
-        if !force && self.file.opens() > 0 {
+        if !force && self.open_count() > 0 {
             return Err(NodeError::Busy { path: self.path() });
         }
         state.removed = true;

@@ -23,7 +23,8 @@ use super::server::REQUEST_BYTES_MAX;
 
 /// Marks a request that came over the ring; the rest of such a tag is the entry's index. The kernel's own numbers count up from
 /// zero in steps of two and do not get there.
-const RING_BIT: u64 = 1 << 63;
+/// The kernel marks requests that it sends again by bit 63, and counts up from 0.
+const RING_BIT: u64 = 1 << 62;
 
 /// Whether a request came over the ring.
 pub(super) fn is_ring_tag(tag: u64) -> bool {

@@ -26,7 +26,20 @@ use crate::dev_node;
 
 /// Whether loop devices can be made here; if not, why.
 pub(crate) fn probe() -> Result<(), String> {
-    let control = ioctl::open_control().map_err(|errno| match errno {
+    let control = open_control()?;
+    let number =
+        ioctl::add(&control, None).map_err(|errno| format!("adding a loop device: {errno}"))?;
+    let removed = ioctl::remove(&control, number);
+    removed.map_err(|errno| format!("removing loop device {number}: {errno}"))
+}
+
+/// Whether they could be made here before, and may be still.
+pub(crate) fn probe_permission() -> Result<(), String> {
+    open_control().map(drop)
+}
+
+fn open_control() -> Result<OwnedFd, String> {
+    ioctl::open_control().map_err(|errno| match errno {
         Errno::NOENT => format!("{} does not exist (modprobe loop)", ioctl::CONTROL),
         Errno::ACCESS | Errno::PERM => {
             format!(
@@ -35,11 +48,7 @@ pub(crate) fn probe() -> Result<(), String> {
             )
         }
         other => format!("{}: {other}", ioctl::CONTROL),
-    })?;
-    let number =
-        ioctl::add(&control, None).map_err(|errno| format!("adding a loop device: {errno}"))?;
-    let removed = ioctl::remove(&control, number);
-    removed.map_err(|errno| format!("removing loop device {number}: {errno}"))
+    })
 }
 
 /// Path of a loop device's node.

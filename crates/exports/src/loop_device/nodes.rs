@@ -1,8 +1,9 @@
 //! The loop devices of one daemon.
 
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use rustix::fs::{Mode, OFlags};
@@ -13,8 +14,8 @@ use thinmap_units::DevNo;
 use super::{
     LOOP_MAJOR, ensure_node, ioctl, is_bound, node_path, open_node, sysfs_dir, sysfs_text,
 };
-use crate::block_node::{BlockNode, BlockNodes, NodeError, NodeKind};
-use crate::fuse::{DeviceFile, FuseServer, Geometry};
+use crate::block_node::{BlockNode, BlockNodes, NodeError, NodeKind, SavedNode};
+use crate::fuse::{self, DeviceFile, FuseServer, Geometry};
 use crate::{dev_node, openers};
 
 use super::remover::{Remover, wait_until};
@@ -67,6 +68,47 @@ impl BlockNodes for LoopNodes {
                 Err(error)
             }
         }
+    }
+
+    fn adopt(&self, saved: SavedNode) -> Result<Option<Arc<dyn BlockNode>>, NodeError> {
+        let file = self.server.restore_file(saved.file);
+        let path = self.server.path_of(&file);
+        if !is_over(saved.minor, &path) {
+            self.server.remove_file(&file);
+            return Ok(None);
+        }
+        let node = Arc::new(LoopNode {
+            server: self.server.clone(),
+            remover: self.remover.clone(),
+            file,
+            number: saved.minor,
+            made_node: saved.made_node,
+            state: Mutex::new(State {
+                adopted: true,
+                ..State::default()
+            }),
+        });
+        self.live.lock().push(Arc::downgrade(&node));
+        Ok(Some(node))
+    }
+
+    fn serve(&self) -> std::io::Result<()> {
+        self.server.serve()
+    }
+
+    fn clean_orphans(&self) {
+        let live = self.live.lock();
+        let known: Vec<u32> = live
+            .iter()
+            .filter_map(|node| Some(node.upgrade()?.number))
+            .collect();
+        drop(live);
+        super::stale::clean_orphans(self.server.dir(), &known);
+    }
+
+    fn leave(&self, patience: Duration) {
+        self.remover.wait();
+        self.server.leave(patience);
     }
 
     fn shutdown(&self) {
@@ -124,6 +166,15 @@ fn bind(
     ))
 }
 
+/// Whether the loop device stands on this file of a mount that may not be served yet.
+fn is_over(number: u32, file: &Path) -> bool {
+    let backing = sysfs_text(&sysfs_dir(number).join("loop/backing_file"));
+    let (Some(dir), Some(name)) = (file.parent(), file.file_name()) else {
+        return false;
+    };
+    backing.is_some_and(|backing| Path::new(&backing) == fuse::canonical(dir).join(name))
+}
+
 fn open_control() -> Result<OwnedFd, NodeError> {
     ioctl::open_control().map_err(|errno| NodeError::system(ioctl::CONTROL.as_ref(), "open", errno))
 }
@@ -145,6 +196,8 @@ struct State {
     /// What the kernel has been told.
     told: Option<Geometry>,
     removed: bool,
+    /// An earlier process had told the kernel something.
+    adopted: bool,
 }
 
 impl LoopNode {
@@ -163,11 +216,17 @@ impl LoopNode {
             return Ok(());
         }
         self.file.attach(device.clone(), geometry);
+        let first = state.told.is_none();
+        if first && state.adopted && self.kernel_has(&geometry) {
+            state.told = Some(geometry);
+            return Ok(());
+        }
         let fd = open_node(self.number, OFlags::RDWR)
             .or_else(|_| open_node(self.number, OFlags::RDONLY))
             .map_err(self.error("open"))?;
         if state.told.is_none_or(|told| told.limits != geometry.limits) {
-            self.tell_limits(&fd, &geometry, state.told.is_none())?;
+            let is_new = !state.adopted || self.kernel_block_size() == Some(FIRST_BLOCK_SIZE);
+            self.tell_limits(&fd, &geometry, first && is_new)?;
         }
         dev_node::set_read_only(&fd, geometry.read_only).map_err(self.error("set read-only"))?;
         if state
@@ -179,6 +238,22 @@ impl LoopNode {
         state.told = Some(geometry);
         self.check_direct_io(&fd);
         Ok(())
+    }
+
+    /// Whether the kernel knows all of it already. Its driver read limits together with the block size.
+    fn kernel_has(&self, geometry: &Geometry) -> bool {
+        let dir = sysfs_dir(self.number);
+        let number = |file: &str| sysfs_text(&dir.join(file)).and_then(|text| text.parse().ok());
+        self.kernel_block_size() == Some(geometry.limits.logical_block_size)
+            && number("size") == Some(geometry.size_bytes / 512)
+            && number("ro") == Some(u64::from(geometry.read_only))
+            && number("loop/dio") == Some(1)
+    }
+
+    fn kernel_block_size(&self) -> Option<u32> {
+        sysfs_text(&sysfs_dir(self.number).join("queue/logical_block_size"))?
+            .parse()
+            .ok()
     }
 
     /// The driver reads the file's limits (the discard granularity) only when the block size changes; the first
@@ -256,6 +331,22 @@ impl BlockNode for LoopNode {
         state.device = Some(dev);
         state.told = None;
         self.tell(&mut state)
+    }
+
+    fn saved(&self) -> SavedNode {
+        SavedNode {
+            minor: self.number,
+            file: self.file.nodeid(),
+            made_node: self.made_node,
+        }
+    }
+
+    fn attach(&self, dev: Arc<dyn BlockDevice>, read_only: bool) {
+        let mut state = self.state.lock();
+        state.read_only = read_only && !dev.limits().read_only;
+        self.file
+            .attach(dev.clone(), Geometry::of(&*dev, state.read_only));
+        state.device = Some(dev);
     }
 
     fn refresh(&self) -> Result<(), NodeError> {

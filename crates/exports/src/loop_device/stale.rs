@@ -60,6 +60,18 @@ pub(crate) fn clean_stale(run_dir: &Path) -> StaleReport {
     report
 }
 
+/// Removes loop devices over files of the mount at `dir`, which is served, but those in `known`: an earlier process was making
+/// or removing them when it died.
+pub(super) fn clean_orphans(dir: &Path, known: &[u32]) {
+    let dir = fuse::canonical(dir);
+    let mounts = fuse::mounts_at(&dir);
+    let orphans = loops_over(&dir).into_iter();
+    for number in orphans.filter(|n| !known.contains(n) && lies_on(*n, &mounts)) {
+        tracing::warn!(device = %node_path(number).display(), "removing a device that was being made or removed");
+        detach(number);
+    }
+}
+
 fn loops_over(dir: &Path) -> Vec<u32> {
     let Ok(entries) = std::fs::read_dir("/sys/block") else {
         return Vec::new();

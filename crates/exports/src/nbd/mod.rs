@@ -23,5 +23,5 @@ mod tls;
 mod transport;
 
 pub use registry::Drain;
-pub use server::{NbdConfig, NbdServer, NbdServerError, TcpConfig};
+pub use server::{NbdConfig, NbdExport, NbdServer, NbdServerError, NbdSockets, TcpConfig};
 pub use tls::TlsConfig;

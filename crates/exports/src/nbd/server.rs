@@ -1,6 +1,7 @@
 //! The server as its owner sees it: start, exports, shutdown.
 
 use std::net::{SocketAddr, TcpListener};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -103,6 +104,49 @@ pub enum NbdServerError {
     NameTooLong(usize),
 }
 
+/// A device to be served.
+pub struct NbdExport {
+    /// As clients ask for it.
+    pub name: String,
+    /// What is served.
+    pub device: Arc<dyn BlockDevice>,
+    /// Whether writes are refused, whatever the device says.
+    pub read_only: bool,
+}
+
+/// The sockets on which a server listens. Clients that connect before one serves them wait.
+#[derive(Default)]
+pub struct NbdSockets {
+    /// The Unix socket.
+    pub unix: Option<OwnedFd>,
+    /// The TCP socket.
+    pub tcp: Option<OwnedFd>,
+}
+
+impl NbdSockets {
+    /// Opens what a configuration asks for.
+    pub fn open(config: &NbdConfig) -> Result<Self, NbdServerError> {
+        let mut sockets = Self::default();
+        sockets.open_missing(config)?;
+        Ok(sockets)
+    }
+
+    /// Opens what a configuration asks for and is not here yet; lets go of what it does not ask for.
+    pub fn open_missing(&mut self, config: &NbdConfig) -> Result<(), NbdServerError> {
+        match (&config.tcp, &self.tcp) {
+            (Some(tcp), None) => self.tcp = Some(tcp_socket(tcp)?),
+            (None, _) => self.tcp = None,
+            _ => {}
+        }
+        match (&config.unix, &self.unix) {
+            (Some(path), None) => self.unix = Some(unix_socket(path)?),
+            (None, _) => self.unix = None,
+            _ => {}
+        }
+        Ok(())
+    }
+}
+
 /// A running server. Dropping it shuts it down.
 pub struct NbdServer {
     registry: Arc<Registry>,
@@ -119,19 +163,31 @@ pub struct NbdServer {
 impl NbdServer {
     /// Opens the sockets and starts the threads. There are no exports yet.
     pub fn start(config: NbdConfig) -> Result<Self, NbdServerError> {
+        let sockets = NbdSockets::open(&config)?;
+        Self::serve(config, sockets, Vec::new())
+    }
+
+    /// Starts the threads on sockets that listen already, with these exports from the first client on.
+    pub fn serve(
+        config: NbdConfig,
+        sockets: NbdSockets,
+        exports: Vec<NbdExport>,
+    ) -> Result<Self, NbdServerError> {
+        let NbdSockets { unix, tcp } = sockets;
         let mut doors = Vec::new();
         let mut tcp_addr = None;
-        if let Some(tcp) = &config.tcp {
-            let (door, addr) = tcp_door(tcp)?;
+        if let (Some(socket), Some(tcp)) = (tcp, &config.tcp) {
+            let (door, addr) = tcp_door(tcp, socket)?;
             doors.push(door);
             tcp_addr = Some(addr);
         }
-        let mut unix = None;
-        if let Some(path) = &config.unix {
-            let (door, bound) = unix_door(path)?;
-            doors.push(door);
-            unix = Some(bound);
-        }
+        let unix = match (unix, &config.unix) {
+            (Some(socket), Some(path)) => {
+                doors.push(Door { socket, tls: None });
+                Some(BoundPath::new(path).map_err(|source| listen_error(path, source))?)
+            }
+            _ => None,
+        };
         let listener_waker = Arc::new(Waker::new()?);
         let reaper = Arc::new(Reaper::new(listener_waker.clone()));
         let (extents_sender, extents) = extents::start()?;
@@ -146,6 +202,9 @@ impl NbdServer {
             unix,
             tcp_addr,
         };
+        for export in exports {
+            server.add_export(&export.name, export.device, export.read_only)?;
+        }
         // From here on a failure drops `server`, which ends the threads that run.
         let at_work = AtWork::default();
         for index in 0..config.queues.max(1) {
@@ -277,18 +336,32 @@ fn check_name(name: &str) -> Result<(), NbdServerError> {
     Ok(())
 }
 
-fn tcp_door(config: &TcpConfig) -> Result<(Door, SocketAddr), NbdServerError> {
+fn tcp_socket(config: &TcpConfig) -> Result<OwnedFd, NbdServerError> {
     let failed = |source| NbdServerError::Listen {
         address: config.addr.to_string(),
         source,
     };
-    let tls = config.tls.as_ref().map(tls::load).transpose()?;
-    if tls.is_none() && !config.addr.ip().is_loopback() {
+    if config.tls.is_none() && !config.addr.ip().is_loopback() {
         return Err(NbdServerError::TlsRequired(config.addr));
+    }
+    if let Some(tls) = &config.tls {
+        // What is wrong with the files is told before anybody can connect.
+        tls::load(tls)?;
     }
     let socket = TcpListener::bind(config.addr).map_err(failed)?;
     socket.set_nonblocking(true).map_err(failed)?;
-    let addr = socket.local_addr().map_err(failed)?;
+    Ok(socket.into())
+}
+
+fn tcp_door(config: &TcpConfig, socket: OwnedFd) -> Result<(Door, SocketAddr), NbdServerError> {
+    let tls = config.tls.as_ref().map(tls::load).transpose()?;
+    let socket = TcpListener::from(socket);
+    let addr = socket
+        .local_addr()
+        .map_err(|source| NbdServerError::Listen {
+            address: config.addr.to_string(),
+            source,
+        })?;
     let anybody = config
         .tls
         .as_ref()
@@ -300,11 +373,15 @@ fn tcp_door(config: &TcpConfig) -> Result<(Door, SocketAddr), NbdServerError> {
     Ok((Door { socket, tls }, addr))
 }
 
-fn unix_door(path: &Path) -> Result<(Door, BoundPath), NbdServerError> {
-    let failed = |source: std::io::Error| NbdServerError::Listen {
+fn listen_error(path: &Path, source: std::io::Error) -> NbdServerError {
+    NbdServerError::Listen {
         address: path.display().to_string(),
         source,
-    };
+    }
+}
+
+fn unix_socket(path: &Path) -> Result<OwnedFd, NbdServerError> {
+    let failed = |source: std::io::Error| listen_error(path, source);
     clear_path(path)?;
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)
@@ -314,8 +391,7 @@ fn unix_door(path: &Path) -> Result<(Door, BoundPath), NbdServerError> {
     // Nobody can connect before `listen`, so there is no moment at which the socket is open to others.
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).map_err(failed)?;
     rustix::net::listen(&socket, BACKLOG).map_err(|error| failed(error.into()))?;
-    let bound = BoundPath::new(path).map_err(failed)?;
-    Ok((Door { socket, tls: None }, bound))
+    Ok(socket)
 }
 
 /// Removes the socket of a server that is gone.

@@ -5,6 +5,7 @@
 use std::io;
 use std::sync::Arc;
 
+use parking_lot::Mutex;
 use thinmap_block::{BlockDevice, IoFlags, Op};
 use thinmap_persistent_data::{Block4k, MetadataDevice};
 use thinmap_runtime::IoBuf;
@@ -16,16 +17,46 @@ const BLOCK_BYTES: usize = 4096;
 const RUN_BLOCKS_MAX: usize = 256;
 
 /// See the module.
-pub(crate) struct BlockMetadataDevice(pub Arc<dyn BlockDevice>);
+pub(crate) struct BlockMetadataDevice {
+    dev: Arc<dyn BlockDevice>,
+    /// Block 0 as it was last written, if it was.
+    first_block: Mutex<Option<Box<Block4k>>>,
+}
+
+impl BlockMetadataDevice {
+    pub(crate) fn new(dev: Arc<dyn BlockDevice>) -> Self {
+        Self {
+            dev,
+            first_block: Mutex::default(),
+        }
+    }
+
+    /// Block 0, the superblock, as it is on the device; from memory where this process has written it.
+    pub(crate) fn superblock(&self) -> io::Result<Box<Block4k>> {
+        if let Some(block) = &*self.first_block.lock() {
+            return Ok(block.clone());
+        }
+        let mut block = Block4k::boxed();
+        self.read(MetaBlock(0), &mut block)?;
+        Ok(block)
+    }
+
+    /// Takes note of block 0 when it is among those written; not of one whose write failed, as then nobody knows what is there.
+    fn note_first_block(&self, batch: &[(MetaBlock, &Block4k)], written: bool) {
+        for (_, content) in batch.iter().filter(|(block, _)| *block == MetaBlock(0)) {
+            *self.first_block.lock() = written.then(|| Box::new((*content).clone()));
+        }
+    }
+}
 
 impl MetadataDevice for BlockMetadataDevice {
     fn size(&self) -> MetaBlock {
-        MetaBlock(self.0.size().raw() / BLOCK_SECTORS)
+        MetaBlock(self.dev.size().raw() / BLOCK_SECTORS)
     }
 
     fn read(&self, block: MetaBlock, buf: &mut Block4k) -> io::Result<()> {
         let (data, status) =
-            thinmap_block::read(&*self.0, sector_of(block)?, IoBuf::alloc(BLOCK_BYTES));
+            thinmap_block::read(&*self.dev, sector_of(block)?, IoBuf::alloc(BLOCK_BYTES));
         result(status)?;
         buf.0.copy_from_slice(data.as_slice());
         Ok(())
@@ -51,7 +82,7 @@ impl MetadataDevice for BlockMetadataDevice {
                 block
             })
         };
-        thinmap_block::submit_all_and_wait(&*self.0, blocks.iter().map(request).collect())
+        thinmap_block::submit_all_and_wait(&*self.dev, blocks.iter().map(request).collect())
             .into_iter()
             .map(read)
             .collect()
@@ -80,13 +111,15 @@ impl MetadataDevice for BlockMetadataDevice {
             requests.push((Op::Write, flags, sector_of(*first)?, sectors, buf));
             rest = later;
         }
-        thinmap_block::submit_all_and_wait(&*self.0, requests)
+        let written = thinmap_block::submit_all_and_wait(&*self.dev, requests)
             .into_iter()
-            .try_for_each(|(_, status)| result(status))
+            .try_for_each(|(_, status)| result(status));
+        self.note_first_block(batch, written.is_ok());
+        written
     }
 
     fn flush(&self) -> io::Result<()> {
-        result(thinmap_block::flush(&*self.0))
+        result(thinmap_block::flush(&*self.dev))
     }
 }
 
@@ -111,7 +144,7 @@ mod tests {
 
     #[test]
     fn batches_with_gaps_land_where_they_belong() {
-        let dev = BlockMetadataDevice(Arc::new(MemoryDevice::new(Sector(8 * 10 + 7))));
+        let dev = BlockMetadataDevice::new(Arc::new(MemoryDevice::new(Sector(8 * 10 + 7))));
         assert_eq!(dev.size(), MetaBlock(10));
         let block = |byte| Block4k([byte; BLOCK_BYTES]);
         let (a, b, c) = (block(1), block(2), block(3));

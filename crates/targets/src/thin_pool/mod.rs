@@ -25,9 +25,11 @@
 //! # Where is what
 //!
 //! `args` the table line; `target` what device mapper sees; `pool` what is shared; `mode` the failure modes; `message`,
-//! `status` words in and out; `worker` everything that changes something; `metadata_dev` the door of the metadata engine.
+//! `status` words in and out; `worker` everything that changes something; `journal` what a crash of the
+//! daemon must not undo; `metadata_dev` the door of the metadata engine.
 
 mod args;
+mod journal;
 mod message;
 mod metadata_dev;
 mod mode;

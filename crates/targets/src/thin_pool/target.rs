@@ -7,13 +7,15 @@ use std::sync::atomic::Ordering::SeqCst;
 use thinmap_block::{Io, Op, QueueLimits};
 use thinmap_dm::kit::Copier;
 use thinmap_dm::{
-    ConstructCx, DeviceRole, DeviceUse, MapOutcome, MessageError, ResumeError, StatusFlags,
-    StatusKind, TableError, TableEvent, Target, TargetArgs, TargetFeatures, TargetInfo, TargetType,
+    ConstructCx, DeviceRole, DeviceUse, KeptMemory, MapOutcome, MessageError, ResumeError,
+    StatusFlags, StatusKind, TableError, TableEvent, Target, TargetArgs, TargetFeatures,
+    TargetInfo, TargetType,
 };
 use thinmap_thin_metadata::{METADATA_BLOCKS_MAX, MetadataError, OpenOptions, PoolMetadata};
 use thinmap_units::Sector;
 
 use super::args::{self, Features, NAME, PoolArgs};
+use super::journal::{self, Entry, Journal};
 use super::metadata_dev::BlockMetadataDevice;
 use super::mode::Mode;
 use super::pool::{Conflict, NewPool, Pool, PoolRef, PoolRegistry};
@@ -102,11 +104,21 @@ fn create_pool(
         read_only: metadata.read_only,
         cache_blocks_max: CACHE_BLOCKS,
     };
-    let device = Arc::new(BlockMetadataDevice(metadata.dev.clone()));
-    let opened = PoolMetadata::open(device, &options).map_err(|e: MetadataError| {
+    let device = Arc::new(BlockMetadataDevice::new(metadata.dev.clone()));
+    let failed = |e: MetadataError| {
         let reason = format!("Error creating metadata object: {e}");
         TableError::new(NAME, reason, e.errno())
-    })?;
+    };
+    let mut opened = PoolMetadata::open(device.clone(), &options).map_err(failed)?;
+    let journal = match open_journal(cx, device)? {
+        Some(journal) if !options.read_only && !args.features.read_only => {
+            let left = journal.left().map_err(failed)?;
+            take_over(cx, &mut opened, [metadata, data], &left).map_err(failed)?;
+            journal.reset().map_err(failed)?;
+            Some(journal)
+        }
+        _ => None,
+    };
     let piece = args.block.raw().min(COPY_PIECE_SECTORS_MAX);
     let buffers = usize::try_from(COPY_BUFFER_SECTORS / piece).unwrap_or(1);
     let copier = Copier::new(Sector(piece), buffers);
@@ -117,7 +129,7 @@ fn create_pool(
         data: data.clone(),
         metadata: opened,
         features: args.features,
-        worker: WorkerState::new(copier, low_water),
+        worker: WorkerState::new(copier, low_water, journal),
     }));
     let name = format!("thin-{}", cx.dev_no.minor);
     let actor = Arc::new(PoolActor(pool.clone()));
@@ -131,6 +143,53 @@ fn create_pool(
     })?;
     pool.set_handle(handle);
     Ok(pool)
+}
+
+/// The journal of the pool on this device, where the environment keeps one.
+fn open_journal(
+    cx: &ConstructCx<'_>,
+    metadata: Arc<BlockMetadataDevice>,
+) -> Result<Option<Journal>, TableError> {
+    let Some(keeper) = cx.env.shared.of::<KeptMemory>().keeper() else {
+        return Ok(None);
+    };
+    let name = format!("pool-{}", cx.dev_no);
+    Journal::open(keeper, name, metadata)
+        .map(Some)
+        .map_err(|error| {
+            let errno = error.raw_os_error().unwrap_or(5);
+            TableError::new(NAME, format!("the pool's journal: {error}"), errno)
+        })
+}
+
+/// Brings the metadata to where the last process had it.
+///
+/// CRASH: a crash in here finds the journal as it was, or its superblock replaced by the commit that holds it.
+fn take_over(
+    cx: &ConstructCx<'_>,
+    opened: &mut PoolMetadata,
+    [metadata, data]: [&DeviceUse; 2],
+    left: &[Entry],
+) -> Result<(), MetadataError> {
+    // The last process may have died between writing its last superblock and flushing it: to this one nothing is dirty, so no
+    // later flush would make it durable.
+    flush(metadata, "cannot flush the metadata device")?;
+    if left.is_empty() {
+        return Ok(());
+    }
+    tracing::info!(pool = %cx.dev_no, changes = left.len(), "thin: applying what the last daemon had not committed");
+    journal::apply(opened, left)?;
+    flush(data, "cannot flush the data device")?;
+    opened.commit()
+}
+
+fn flush(device: &DeviceUse, what: &'static str) -> Result<(), MetadataError> {
+    let flushed = thinmap_block::flush(&*device.dev);
+    if flushed.is_ok() {
+        return Ok(());
+    }
+    let source = std::io::Error::from_raw_os_error(flushed.errno());
+    Err(MetadataError::io(source, what))
 }
 
 impl From<Conflict> for TableError {

@@ -378,6 +378,7 @@ impl DmService for Fake {
 impl NativeService for Fake {
     fn daemon_info(&self) -> DaemonInfo {
         DaemonInfo {
+            keeper: None,
             version: "test".into(),
             pid: std::process::id(),
             run_dir: "/run".into(),

@@ -12,6 +12,7 @@ use std::sync::atomic::Ordering::SeqCst;
 use thinmap_thin_metadata::{ErrorKind, MetadataError, PoolMetadata, Result, Space};
 use thinmap_units::DataBlock;
 
+use super::Entry;
 use super::Worker;
 use super::commit::AfterCommit;
 use super::ranges::DataRun;
@@ -68,6 +69,30 @@ impl Worker<'_> {
         takes: Option<DataBlock>,
         change: impl FnOnce(&mut PoolMetadata) -> Outcome<T>,
     ) -> std::result::Result<(T, Made), Unchanged> {
+        self.make(kind, takes, None, change)
+    }
+
+    /// A change that somebody above may build on before it is durable: it is also noted in the journal, unless it is committed.
+    pub(super) fn change_and_note<T>(
+        &mut self,
+        kind: Change,
+        takes: Option<DataBlock>,
+        entry: Entry,
+        change: impl FnOnce(&mut PoolMetadata) -> Outcome<T>,
+    ) -> std::result::Result<(T, Made), Unchanged> {
+        if !self.make_journal_room() {
+            return Err(Unchanged::Failed);
+        }
+        self.make(kind, takes, Some(entry), change)
+    }
+
+    fn make<T>(
+        &mut self,
+        kind: Change,
+        takes: Option<DataBlock>,
+        entry: Option<Entry>,
+        change: impl FnOnce(&mut PoolMetadata) -> Outcome<T>,
+    ) -> std::result::Result<(T, Made), Unchanged> {
         if self.is_tight() || !self.pool.mode().may_grow_metadata() {
             return self.change_and_commit(kind, takes, change);
         }
@@ -77,6 +102,10 @@ impl Worker<'_> {
             self.mark_dirty();
             change(&mut metadata).and_then(|(value, runs)| {
                 inc_all(&mut metadata, &runs)?;
+                // Under the lock: whoever sees the change may build on it, and be told so.
+                if let Some(entry) = entry {
+                    self.note(entry);
+                }
                 Ok((value, runs))
             })
         };
@@ -213,6 +242,7 @@ impl Worker<'_> {
         self.pool.transaction_ended(false);
         self.state.inserted = 0;
         self.state.replaced = false;
+        self.reset_journal();
         self.set_mode(Mode::OutOfMetadataSpace);
     }
 

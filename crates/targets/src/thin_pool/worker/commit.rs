@@ -13,7 +13,7 @@ use thinmap_units::{BlkStatus, DataBlock};
 
 use super::changes::{Written, is_full};
 use super::ranges::{DataRun, RangeJob};
-use super::{COMMIT_PERIOD, NO_SPACE_TIMEOUT, Work, Worker};
+use super::{COMMIT_PERIOD, Entry, Journal, NO_SPACE_TIMEOUT, Work, Worker};
 use crate::thin::Port;
 use crate::thin_pool::mode::{Mode, allowed};
 
@@ -103,7 +103,36 @@ impl Worker<'_> {
         self.pool.transaction_ended(true);
         self.state.inserted = 0;
         self.state.replaced = false;
+        self.reset_journal();
         self.after_good_commit();
+    }
+
+    /// What is in the journal is committed, or given up.
+    pub(super) fn reset_journal(&mut self) {
+        let reset = self.state.journal.as_ref().map(Journal::reset);
+        if let Some(Err(error)) = reset {
+            tracing::error!(pool = %self.pool.dev_no, %error, "thin: the journal cannot be kept: from now on a crash of the daemon may lose what was not flushed");
+            if let Some(journal) = self.state.journal.take() {
+                journal.forget();
+            }
+        }
+    }
+
+    /// Makes room for one more change in the journal; `false`: the pool has failed over it.
+    pub(super) fn make_journal_room(&mut self) -> bool {
+        let full = |journal: &Journal| !journal.has_room();
+        if !self.state.journal.as_ref().is_some_and(full) {
+            return true;
+        }
+        self.mark_dirty();
+        self.commit()
+    }
+
+    /// A change is in the metadata, and nobody was told yet.
+    pub(super) fn note(&self, entry: Entry) {
+        if let Some(journal) = &self.state.journal {
+            journal.append(entry);
+        }
     }
 
     fn after_good_commit(&mut self) {
@@ -249,6 +278,7 @@ impl Worker<'_> {
         self.pool.transaction_ended(false);
         self.state.inserted = 0;
         self.state.replaced = false;
+        self.reset_journal();
         self.set_mode(mode);
     }
 

@@ -25,6 +25,7 @@ use thinmap_units::{BlkStatus, DataBlock};
 use self::commit::AfterCommit;
 pub(super) use self::control::{Binding, Refusal, not_in_this_mode};
 use self::ranges::RangeJob;
+use super::journal::{Entry, Journal};
 use super::mode::Mode;
 use super::pool::Pool;
 use crate::thin::Port;
@@ -98,6 +99,8 @@ pub struct WorkerState {
     /// Data blocks and runs that are held by work in flight and by nothing on disk.
     held_blocks: Vec<(DataBlock, u64)>,
     copier: Copier,
+    /// Where what is not committed yet outlives this process.
+    journal: Option<Journal>,
     /// Copies and zeroings done in this turn, by this thread.
     copies: usize,
     /// Copies, zeroings, overwrites and discards in flight.
@@ -155,7 +158,7 @@ impl Wait {
 }
 
 impl WorkerState {
-    pub(super) fn new(copier: Copier, metadata_low_water: u64) -> Self {
+    pub(super) fn new(copier: Copier, metadata_low_water: u64, journal: Option<Journal>) -> Self {
         Self {
             todo: Default::default(),
             retry: Vec::new(),
@@ -164,6 +167,7 @@ impl WorkerState {
             draining: Vec::new(),
             held_blocks: Vec::new(),
             copier,
+            journal,
             copies: 0,
             jobs: 0,
             aborts: 0,
@@ -239,6 +243,9 @@ impl Worker<'_> {
         self.delete_some();
         self.check_no_space_timeout();
         if self.state.stop && self.is_idle() {
+            if let Some(journal) = &self.state.journal {
+                journal.forget();
+            }
             self.pool.die();
             return NextTurn::Stop;
         }

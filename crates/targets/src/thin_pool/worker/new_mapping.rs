@@ -20,7 +20,7 @@ use thinmap_units::{BlkStatus, DataBlock, Sector};
 use super::changes::{Change, Made, Unchanged};
 use super::commit::NoBlock;
 use super::requests::Place;
-use super::{Work, Worker};
+use super::{Entry, Work, Worker};
 use crate::thin::Port;
 use crate::thin_pool::mode::Mode;
 
@@ -240,10 +240,15 @@ impl Worker<'_> {
             return false;
         }
         let (id, v, data) = (mapping.port.volume.id, mapping.place.v, mapping.data);
-        let inserted = self.change(Change::Grows, Some(data), |metadata| {
-            metadata.insert(id, v, data)?;
-            Ok(((), Vec::new()))
-        });
+        let inserted = self.change_and_note(
+            Change::Grows,
+            Some(data),
+            Entry::Insert(id, v, data),
+            |metadata| {
+                metadata.insert(id, v, data)?;
+                Ok(((), Vec::new()))
+            },
+        );
         match inserted {
             Ok(((), Made::InTheOpenTransaction)) => {
                 mapping.port.volume.mark_changed();

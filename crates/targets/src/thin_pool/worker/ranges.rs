@@ -15,7 +15,7 @@ use thinmap_units::{BlkStatus, DataBlock, Sector, VirtBlock};
 
 use super::changes::{Change, Made, Unchanged, full};
 use super::commit::AfterCommit;
-use super::{Work, Worker};
+use super::{Entry, Work, Worker};
 use crate::thin::Port;
 
 /// Blocks unmapped in one step...
@@ -256,7 +256,8 @@ impl Worker<'_> {
         let id = port.volume.id;
         // Where snapshots share the mapping, unmapping takes room: not what is kept back for deletions.
         let may_grow = self.pool.mode().may_grow_metadata();
-        let (runs, made) = self.change(Change::Frees, None, |metadata| {
+        let entry = Entry::Remove(id, VirtBlock(begin), VirtBlock(end));
+        let (runs, made) = self.change_and_note(Change::Frees, None, entry, |metadata| {
             let mut runs = Vec::new();
             let mut at = begin;
             while passdown && at < end {

@@ -1,0 +1,197 @@
+//! The daemon's end of the socket to its keeper.
+
+use std::collections::{BTreeMap, HashMap};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::mpsc::{SyncSender, sync_channel};
+
+use parking_lot::Mutex;
+use rustix::fs::{Mode, OFlags};
+use thinmap_dm::MemoryKeeper;
+use thinmap_exports::block_node::{DESCRIPTOR_NAME, DescriptorKeeper};
+use thinmap_exports::freeze::FreezeHolder;
+use thinmap_runtime::SharedMemory;
+use thinmap_units::DevNo;
+
+use super::message::{self, Beginning, Number, ToDaemon, ToKeeper};
+
+/// See the module.
+pub struct KeeperLink {
+    socket: OwnedFd,
+    beginning: Beginning,
+    /// What the keeper held when this process began and nobody has taken yet.
+    held: Mutex<BTreeMap<String, OwnedFd>>,
+    /// Who waits for a freeze or a thaw; one at a time for each device.
+    waiting: Mutex<HashMap<Number, SyncSender<i32>>>,
+    /// Frozen by this process, as the keeper is gone.
+    frozen: Mutex<HashMap<DevNo, OwnedFd>>,
+}
+
+impl KeeperLink {
+    /// The link of a process that a keeper has started: its standard input. Nothing else may have read from that.
+    pub fn from_stdin() -> io::Result<Arc<Self>> {
+        let socket = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3)?;
+        let null = rustix::fs::open("/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+        rustix::stdio::dup2_stdin(&null)?;
+        let mut held = BTreeMap::new();
+        let beginning = loop {
+            match message::receive(&socket)? {
+                Some((ToDaemon::Held(name), Some(fd))) => drop(held.insert(name, fd)),
+                Some((ToDaemon::Begin(beginning), _)) => break beginning,
+                _ => return Err(io::Error::other("standard input is not a keeper's socket")),
+            }
+        };
+        let link = Arc::new(Self {
+            socket,
+            beginning,
+            held: Mutex::new(held),
+            waiting: Mutex::default(),
+            frozen: Mutex::default(),
+        });
+        let reader = link.clone();
+        std::thread::Builder::new()
+            .name("keeper-link".to_owned())
+            .spawn(move || reader.read())?;
+        Ok(link)
+    }
+
+    /// Tells this keeper from every other one.
+    pub fn keeper(&self) -> &str {
+        &self.beginning.keeper
+    }
+
+    /// The keeper's process.
+    pub fn keeper_pid(&self) -> u32 {
+        self.beginning.pid
+    }
+
+    /// Daemons before this one.
+    pub fn generation(&self) -> u32 {
+        self.beginning.generation
+    }
+
+    /// Takes what an earlier daemon had kept under a name.
+    pub fn take(&self, name: &str) -> Option<OwnedFd> {
+        self.held.lock().remove(name)
+    }
+
+    /// The descriptors of the FUSE connection that earlier daemons had kept, in their order.
+    pub fn take_fuse(&self) -> Vec<OwnedFd> {
+        let mut held = self.held.lock();
+        let all = std::mem::take(&mut *held);
+        let (of_fuse, others) = all
+            .into_iter()
+            .partition(|(name, _)| name.starts_with(DESCRIPTOR_NAME));
+        *held = others;
+        BTreeMap::into_values(of_fuse).collect()
+    }
+
+    /// The daemon serves; file systems of these devices are frozen.
+    pub fn ready(&self, frozen: Vec<Number>) {
+        // What nobody has taken is of devices that are no more.
+        for name in std::mem::take(&mut *self.held.lock()).into_keys() {
+            self.tell(&ToKeeper::Forget(name), None);
+        }
+        self.tell(&ToKeeper::Ready(frozen), None);
+    }
+
+    /// The end begins.
+    pub fn stopping(&self) {
+        self.tell(&ToKeeper::Stopping, None);
+    }
+
+    /// Asks for a successor of this binary; the daemon must then end with [`super::message::UPGRADE_EXIT`].
+    pub fn upgrade(&self, path: &Path, binary: BorrowedFd<'_>) -> io::Result<()> {
+        let message = ToKeeper::Upgrade(path.to_owned());
+        message::send(&self.socket, &message, Some(binary))
+    }
+
+    fn tell(&self, message: &ToKeeper, fd: Option<BorrowedFd<'_>>) {
+        if let Err(error) = message::send(&self.socket, message, fd) {
+            tracing::debug!(%error, ?message, "the keeper was not told");
+        }
+    }
+
+    fn read(&self) {
+        loop {
+            match message::receive(&self.socket) {
+                Ok(Some((ToDaemon::Frozen(number, errno), _))) => self.answered(number, errno),
+                Ok(Some((ToDaemon::Thawed(number), _))) => self.answered(number, 0),
+                Ok(Some(_)) => {}
+                Ok(None) => break,
+                Err(error) => {
+                    tracing::error!(%error, "the keeper says what is not understood");
+                    break;
+                }
+            }
+        }
+        tracing::error!(
+            "the keeper is gone: the daemon goes on, but nothing is held any more when it dies"
+        );
+        self.waiting.lock().clear();
+    }
+
+    fn answered(&self, number: Number, errno: i32) {
+        if let Some(waiting) = self.waiting.lock().remove(&number) {
+            let _ = waiting.send(errno);
+        }
+    }
+
+    /// `None`: the keeper is gone.
+    fn ask(&self, number: Number, message: &ToKeeper, fd: Option<BorrowedFd<'_>>) -> Option<i32> {
+        let (sender, answer) = sync_channel(1);
+        self.waiting.lock().insert(number, sender);
+        if message::send(&self.socket, message, fd).is_err() {
+            self.waiting.lock().remove(&number);
+            return None;
+        }
+        answer.recv().ok()
+    }
+}
+
+impl DescriptorKeeper for KeeperLink {
+    fn keep(&self, name: &str, fd: BorrowedFd<'_>) -> io::Result<()> {
+        message::send(&self.socket, &ToKeeper::Keep(name.to_owned()), Some(fd))
+    }
+}
+
+impl MemoryKeeper for KeeperLink {
+    fn open(&self, name: &str, words: usize) -> io::Result<SharedMemory> {
+        if let Some(fd) = self.take(name) {
+            return SharedMemory::map(fd);
+        }
+        let memory = SharedMemory::new(name, words)?;
+        self.keep(name, memory.fd())?;
+        Ok(memory)
+    }
+
+    fn forget(&self, name: &str) {
+        self.tell(&ToKeeper::Forget(name.to_owned()), None);
+    }
+}
+
+impl FreezeHolder for KeeperLink {
+    fn freeze(&self, dev: DevNo, fd: OwnedFd) -> Result<(), i32> {
+        let number = (dev.major, dev.minor);
+        match self.ask(number, &ToKeeper::Freeze(number), Some(fd.as_fd())) {
+            Some(0) => Ok(()),
+            Some(errno) => Err(errno),
+            None => {
+                thinmap_exports::freeze::freeze_mounted(&fd)?;
+                self.frozen.lock().insert(dev, fd);
+                Ok(())
+            }
+        }
+    }
+
+    fn thaw(&self, dev: DevNo) {
+        if let Some(fd) = self.frozen.lock().remove(&dev) {
+            let _ = thinmap_exports::freeze::thaw_mounted(&fd);
+            return;
+        }
+        let number = (dev.major, dev.minor);
+        self.ask(number, &ToKeeper::Thaw(number), None);
+    }
+}

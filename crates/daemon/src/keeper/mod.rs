@@ -1,0 +1,8 @@
+//! Continuity: a small process that starts the daemon, holds what must outlive it, and starts the next one.
+//!
+//! [`process`] is that process; [`link`] is the daemon's end of the socket between them; [`message`] is what they say. See
+//! `docs/internals/continuity.md`.
+
+pub mod link;
+pub(crate) mod message;
+pub mod process;

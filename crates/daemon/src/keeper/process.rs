@@ -1,0 +1,523 @@
+//! The keeper itself: starts a daemon, holds what it is given, starts the next one when the daemon dies.
+//!
+//! It does nothing else, so that there is nothing in it to fail: it opens no device, reads no request, knows no table.
+//!
+//! INVARIANT: the next daemon is started only when the last one is gone with all its threads, so no two ever serve the same devices;
+//! and only when all that the last one said has been heard.
+
+use std::collections::{BTreeMap, HashMap};
+use std::ffi::OsString;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::{Arc, OnceLock};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use rustix::net::{AddressFamily, SocketFlags, SocketType};
+use rustix::process::{Pid, Signal};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+use thinmap_exports::{block_node, freeze};
+
+use super::message::{self, Beginning, Number, ToDaemon, ToKeeper, UPGRADE_EXIT};
+use crate::config::ContinuitySection;
+
+/// What the keeper must know.
+pub struct KeeperConfig {
+    /// The daemon's run directory.
+    pub run_dir: PathBuf,
+    /// The daemon's binary.
+    pub binary: PathBuf,
+    /// Its arguments.
+    pub arguments: Vec<OsString>,
+    /// When to give up.
+    pub limits: ContinuitySection,
+}
+
+/// Runs daemons until one ends in good order or the keeper gives up; the process's exit code.
+pub fn run(config: KeeperConfig) -> io::Result<i32> {
+    let (sender, events) = channel();
+    let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP])?;
+    let for_signals = sender.clone();
+    std::thread::Builder::new()
+        .name("keeper-signals".to_owned())
+        .spawn(move || {
+            for _ in signals.forever() {
+                let _ = for_signals.send(Event::Signal);
+            }
+        })?;
+    let binary = Binary::open(&config.binary)?;
+    let keeper = Keeper {
+        name: random_name()?,
+        config,
+        binary,
+        previous: None,
+        upgrade: None,
+        held: BTreeMap::new(),
+        fuse: Arc::default(),
+        frozen: HashMap::new(),
+        generation: 0,
+        deaths: Vec::new(),
+        never_ready: 0,
+        ending: false,
+        sender,
+        events,
+    };
+    keeper.run()
+}
+
+enum Event {
+    Signal,
+    /// With the generation of who said it.
+    Said(u32, ToKeeper, Option<OwnedFd>),
+    Ended(ExitStatus),
+    /// A freeze was tried for this generation.
+    Frozen(u32, Number, Result<Option<OwnedFd>, i32>),
+    Thawed(u32, Number),
+}
+
+struct Keeper {
+    name: String,
+    config: KeeperConfig,
+    binary: Binary,
+    /// What ran before the last upgrade, until the new one has served.
+    previous: Option<Binary>,
+    /// Told of, and started when the daemon has made way.
+    upgrade: Option<Binary>,
+    held: BTreeMap<String, OwnedFd>,
+    /// One of them, for who waits for a daemon's end.
+    fuse: Arc<OnceLock<OwnedFd>>,
+    /// File systems frozen in the daemon's name.
+    frozen: HashMap<Number, Arc<OwnedFd>>,
+    generation: u32,
+    deaths: Vec<Instant>,
+    /// Daemons in a row that died before they served.
+    never_ready: u32,
+    ending: bool,
+    sender: Sender<Event>,
+    events: Receiver<Event>,
+}
+
+/// A daemon while it runs.
+struct Life {
+    pid: u32,
+    socket: OwnedFd,
+    reader: Option<JoinHandle<()>>,
+    ready: bool,
+    stopping: bool,
+}
+
+/// How a daemon ended.
+struct End {
+    status: ExitStatus,
+    ready: bool,
+    stopping: bool,
+}
+
+impl Keeper {
+    fn run(mut self) -> io::Result<i32> {
+        loop {
+            let end = self.one_life()?;
+            if end.status.success() {
+                return Ok(0);
+            }
+            if self.generation == 0 && !end.ready {
+                // It has said why, and made nothing that must be kept.
+                return Ok(end.status.code().unwrap_or(1));
+            }
+            if end.stopping {
+                return Ok(self.give_up("the daemon died while it was ending"));
+            }
+            if let Some(reason) = self.note_end(&end) {
+                return Ok(self.give_up(&reason));
+            }
+            self.generation += 1;
+        }
+    }
+
+    /// Takes note of a daemon's end; a reason to give up, if it is one.
+    fn note_end(&mut self, end: &End) -> Option<String> {
+        let upgrade = self.upgrade.take();
+        if end.status.code() == Some(UPGRADE_EXIT)
+            && let Some(binary) = upgrade
+        {
+            tracing::info!(binary = %binary.path.display(), "upgrade: starting the next daemon");
+            self.previous = Some(std::mem::replace(&mut self.binary, binary));
+            return None;
+        }
+        tracing::error!(status = %end.status, "the daemon died: starting the next one, its devices wait");
+        if end.ready {
+            self.never_ready = 0;
+        } else {
+            self.never_ready += 1;
+            if let Some(previous) = self.previous.take() {
+                tracing::error!(binary = %previous.path.display(), "the upgrade does not come up: back to the binary before");
+                self.binary = previous;
+            }
+            std::thread::sleep(RETRY_PAUSE * self.never_ready);
+        }
+        if self.never_ready >= STARTS_MAX {
+            return Some(format!("{STARTS_MAX} daemons in a row did not come up"));
+        }
+        let ContinuitySection { deaths_max, .. } = self.config.limits;
+        let now = Instant::now();
+        self.deaths.push(now);
+        self.deaths.retain(|death| now - *death < DEATHS_WINDOW);
+        if deaths_max > 0 && self.deaths.len() > deaths_max as usize {
+            let window = DEATHS_WINDOW.as_secs();
+            return Some(format!("{} deaths in {window} s", self.deaths.len()));
+        }
+        None
+    }
+
+    /// Ends waiting: everything that is held is let go, so that who waits for a device gets an error.
+    fn give_up(&mut self, reason: &str) -> i32 {
+        tracing::error!(
+            "giving up: {reason}. I/O on all its devices fails from now on; unmount what is on them, then start the daemon anew"
+        );
+        block_node::abort(&self.config.run_dir);
+        self.held.clear();
+        self.fuse = Arc::default();
+        for (_, fd) in self.frozen.drain() {
+            let _ = freeze::thaw_mounted(&fd);
+        }
+        1
+    }
+
+    fn one_life(&mut self) -> io::Result<End> {
+        let mut life = self.start()?;
+        let deadline = Instant::now() + START_MAX;
+        let mut late = false;
+        let status = loop {
+            let event = if life.ready || late {
+                self.events.recv().ok()
+            } else {
+                let left = deadline.saturating_duration_since(Instant::now());
+                match self.events.recv_timeout(left) {
+                    Err(RecvTimeoutError::Timeout) => {
+                        tracing::error!("the daemon does not come up: it is killed");
+                        signal(life.pid, Signal::KILL);
+                        late = true;
+                        continue;
+                    }
+                    event => event.ok(),
+                }
+            };
+            match event {
+                Some(Event::Ended(status)) => break status,
+                Some(event) => self.handle(&mut life, event),
+                None => return Err(io::Error::other("the keeper's threads are gone")),
+            }
+        };
+        // It reads to the end of what the dead one had said.
+        if let Some(reader) = life.reader.take() {
+            let _ = reader.join();
+        }
+        while let Ok(event) = self.events.try_recv() {
+            self.handle(&mut life, event);
+        }
+        Ok(End {
+            status,
+            ready: life.ready,
+            stopping: life.stopping,
+        })
+    }
+
+    fn start(&mut self) -> io::Result<Life> {
+        let (ours, theirs) = rustix::net::socketpair(
+            AddressFamily::UNIX,
+            SocketType::SEQPACKET,
+            SocketFlags::CLOEXEC,
+            None,
+        )?;
+        let mut child = self.binary.command();
+        let child = child
+            .args(&self.config.arguments)
+            .stdin(Stdio::from(theirs))
+            .spawn()?;
+        let pid = child.id();
+        let (generation, sender) = (self.generation, self.sender.clone());
+        let socket = ours.try_clone()?;
+        let reader = std::thread::Builder::new()
+            .name("keeper-reads".to_owned())
+            .spawn(move || read(&socket, generation, &sender))?;
+        let sender = self.sender.clone();
+        let fuse = self.fuse.clone();
+        let run_dir = self.config.run_dir.clone();
+        std::thread::Builder::new()
+            .name("keeper-waits".to_owned())
+            .spawn(move || {
+                let _ = sender.send(Event::Ended(wait(child, &fuse, &run_dir)));
+            })?;
+        let life = Life {
+            pid,
+            socket: ours,
+            reader: Some(reader),
+            ready: false,
+            stopping: false,
+        };
+        for (name, fd) in &self.held {
+            life.tell(&ToDaemon::Held(name.clone()), Some(fd));
+        }
+        let beginning = Beginning {
+            keeper: self.name.clone(),
+            generation: self.generation,
+            pid: std::process::id(),
+        };
+        life.tell(&ToDaemon::Begin(beginning), None);
+        Ok(life)
+    }
+
+    fn handle(&mut self, life: &mut Life, event: Event) {
+        match event {
+            Event::Signal => {
+                self.ending = true;
+                // Before it serves it may not know the signal, and would be taken for dead.
+                if life.ready || self.generation == 0 {
+                    signal(life.pid, Signal::TERM);
+                }
+            }
+            Event::Said(generation, said, fd) if generation == self.generation => {
+                self.heard(life, said, fd);
+            }
+            Event::Frozen(generation, number, result) => {
+                let current = generation == self.generation;
+                let errno = match result {
+                    Ok(Some(fd)) if current => {
+                        self.frozen.insert(number, Arc::new(fd));
+                        0
+                    }
+                    // Who wanted it is gone.
+                    Ok(Some(fd)) => {
+                        self.thaw(number, Arc::new(fd));
+                        0
+                    }
+                    Ok(None) => 0,
+                    Err(errno) => errno,
+                };
+                if current {
+                    life.tell(&ToDaemon::Frozen(number, errno), None);
+                }
+            }
+            Event::Thawed(generation, number) if generation == self.generation => {
+                life.tell(&ToDaemon::Thawed(number), None);
+            }
+            Event::Said(..) | Event::Thawed(..) | Event::Ended(_) => {}
+        }
+    }
+
+    fn heard(&mut self, life: &mut Life, said: ToKeeper, fd: Option<OwnedFd>) {
+        match (said, fd) {
+            (ToKeeper::Keep(name), Some(fd)) => {
+                if name == FIRST_FUSE
+                    && let Ok(fd) = fd.try_clone()
+                {
+                    let _ = self.fuse.set(fd);
+                }
+                self.held.insert(name, fd);
+            }
+            (ToKeeper::Forget(name), _) => drop(self.held.remove(&name)),
+            (ToKeeper::Ready(frozen), _) => {
+                life.ready = true;
+                self.previous = None;
+                let gone = self.frozen.extract_if(|number, _| !frozen.contains(number));
+                let gone: Vec<_> = gone.collect();
+                for (number, fd) in gone {
+                    self.thaw(number, fd);
+                }
+                if self.ending {
+                    signal(life.pid, Signal::TERM);
+                }
+            }
+            (ToKeeper::Stopping, _) => life.stopping = true,
+            (ToKeeper::Upgrade(path), Some(fd)) => {
+                let file = File::from(fd);
+                self.upgrade = Some(Binary { path, file });
+            }
+            (ToKeeper::Freeze(number), Some(fd)) => self.freeze(number, fd),
+            (ToKeeper::Thaw(number), _) => match self.frozen.remove(&number) {
+                Some(fd) => self.thaw(number, fd),
+                None => life.tell(&ToDaemon::Thawed(number), None),
+            },
+            (said, None) => tracing::error!(?said, "a message without its descriptor"),
+        }
+    }
+
+    /// In a thread: it ends when the file system has written back, for which the daemon, or the next one, must serve.
+    fn freeze(&self, number: Number, fd: OwnedFd) {
+        let (generation, sender) = (self.generation, self.sender.clone());
+        std::thread::spawn(move || {
+            let result = match freeze::freeze_mounted(&fd) {
+                Ok(()) => Ok(Some(fd)),
+                // Frozen by somebody else, and left to them.
+                Err(EBUSY) => Ok(None),
+                Err(EOPNOTSUPP | EINVAL) => rustix::fs::syncfs(&fd)
+                    .map(|()| None)
+                    .map_err(|errno| errno.raw_os_error()),
+                Err(errno) => Err(errno),
+            };
+            let _ = sender.send(Event::Frozen(generation, number, result));
+        });
+    }
+
+    fn thaw(&self, number: Number, fd: Arc<OwnedFd>) {
+        let (generation, sender) = (self.generation, self.sender.clone());
+        std::thread::spawn(move || {
+            // EINVAL: an administrator thawed it.
+            if let Err(errno) = freeze::thaw_mounted(&fd)
+                && errno != EINVAL
+            {
+                tracing::error!(device = ?number, errno, "a frozen file system cannot be thawed");
+            }
+            let _ = sender.send(Event::Thawed(generation, number));
+        });
+    }
+}
+
+impl Life {
+    fn tell(&self, message: &ToDaemon, fd: Option<&OwnedFd>) {
+        // A daemon that does not hear it is dead, and its end is told by another way.
+        let _ = message::send(&self.socket, message, fd.map(AsFd::as_fd));
+    }
+}
+
+fn read(socket: &OwnedFd, generation: u32, sender: &Sender<Event>) {
+    loop {
+        match message::receive(socket) {
+            Ok(Some((said, fd))) => {
+                let _ = sender.send(Event::Said(generation, said, fd));
+            }
+            Ok(None) => return,
+            Err(error) => {
+                tracing::error!(%error, "the daemon says what the keeper does not understand");
+                return;
+            }
+        }
+    }
+}
+
+/// Waits until a daemon is gone with all its threads.
+///
+/// A thread that waited in the kernel for an answer of its own process would keep it: such requests are answered here.
+/// Threads that wait by way of others (the kernel's, writing back) cannot be helped so: then the mount is aborted.
+fn wait(mut child: Child, fuse: &OnceLock<OwnedFd>, run_dir: &Path) -> ExitStatus {
+    let pid = child.id();
+    let pidfd = i32::try_from(pid)
+        .ok()
+        .and_then(Pid::from_raw)
+        .and_then(|pid| {
+            rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).ok()
+        });
+    let Some(pidfd) = pidfd else {
+        return child.wait().unwrap_or_default();
+    };
+    let mut stuck_since = None;
+    loop {
+        let mut fds = [rustix::event::PollFd::new(
+            &pidfd,
+            rustix::event::PollFlags::IN,
+        )];
+        let timeout = rustix::event::Timespec {
+            tv_sec: 0,
+            tv_nsec: STUCK_LOOK.as_nanos() as _,
+        };
+        if rustix::event::poll(&mut fds, Some(&timeout)).unwrap_or(0) > 0 {
+            return child.wait().unwrap_or_default();
+        }
+        let stuck = threads_of_dead(pid);
+        if stuck.is_empty() {
+            continue;
+        }
+        if let Some(fuse) = fuse.get() {
+            block_node::answer_for_dead(fuse, &stuck);
+        }
+        if stuck_since.get_or_insert_with(Instant::now).elapsed() > STUCK_MAX {
+            tracing::error!(
+                "threads of the dead daemon wait for its devices: I/O on all of them fails from now on"
+            );
+            block_node::abort(run_dir);
+        }
+    }
+}
+
+/// The threads of a process whose first thread has ended by a signal, as all do then that do not wait in the kernel.
+fn threads_of_dead(pid: u32) -> Vec<u32> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let is_dead = stat
+        .rsplit(") ")
+        .next()
+        .is_some_and(|rest| rest.starts_with('Z'));
+    if !is_dead {
+        return Vec::new();
+    }
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task"));
+    tasks
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter_map(|task| task.file_name().to_str()?.parse().ok())
+        .collect()
+}
+
+/// A program, by its path as long as that leads to the file that it led to first.
+struct Binary {
+    path: PathBuf,
+    file: File,
+}
+
+impl Binary {
+    fn open(path: &Path) -> io::Result<Self> {
+        Ok(Self {
+            path: path.to_owned(),
+            file: File::open(path)?,
+        })
+    }
+
+    fn command(&self) -> Command {
+        let same =
+            |a: std::fs::Metadata, b: std::fs::Metadata| (a.dev(), a.ino()) == (b.dev(), b.ino());
+        let is_there = match (std::fs::metadata(&self.path), self.file.metadata()) {
+            (Ok(there), Ok(ours)) => same(there, ours),
+            _ => false,
+        };
+        if is_there {
+            return Command::new(&self.path);
+        }
+        // Replaced: a crash is no upgrade.
+        Command::new(format!("/proc/self/fd/{}", self.file.as_raw_fd()))
+    }
+}
+
+fn signal(pid: u32, signal: Signal) {
+    if let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) {
+        let _ = rustix::process::kill_process(pid, signal);
+    }
+}
+
+/// 128 random bits in hexadecimal digits.
+fn random_name() -> io::Result<String> {
+    let id = std::fs::read_to_string("/proc/sys/kernel/random/uuid")?;
+    Ok(id.trim().to_owned())
+}
+
+/// How long a daemon may take until it serves: it opens pools and brings their metadata up to date.
+const START_MAX: Duration = Duration::from_secs(60);
+/// Daemons in a row that may die before they serve.
+const STARTS_MAX: u32 = 5;
+/// After such a one, times their number.
+const RETRY_PAUSE: Duration = Duration::from_millis(200);
+const DEATHS_WINDOW: Duration = Duration::from_secs(60);
+/// How often a dead daemon's remaining threads are looked at.
+const STUCK_LOOK: Duration = Duration::from_millis(200);
+/// How long they may wait before their devices are given up.
+const STUCK_MAX: Duration = Duration::from_secs(15);
+/// One descriptor of the FUSE connection.
+const FIRST_FUSE: &str = "fuse-0";
+const EBUSY: i32 = 16;
+const EINVAL: i32 = 22;
+const EOPNOTSUPP: i32 = 95;
