@@ -14,6 +14,9 @@ soak cargo test --release --locked --no-fail-fast -p thinmap-persistent-data -p 
 export THINMAP_CONTINUITY_KILLS="$THINMAP_KILLS" THINMAP_UPGRADES="${THINMAP_UPGRADES:-100}"
 soak cargo test --release --locked -p thinmap-tests --test e2e -- --show-output --test-threads=1 kill:: continuity::
 soak cargo test --release --locked -p thinmap-tests --test e2e -- --show-output full::
+# 10,000 damages of metadata, thin_check beside our check, each repaired.
+THINMAP_DAMAGES="${THINMAP_DAMAGES:-10000}" soak cargo test --release --locked -p thinmap-thin-tools --test damage -- --nocapture
+THINMAP_POOLS=all soak cargo test --release --locked -p thinmap-thin-tools --test agree -- --nocapture
 
 passed=$(grep -oE '[0-9]+ passed' "$log" | awk '{s+=$1} END {print s+0}')
 broken=$(grep -oE '[0-9]+ failed' "$log" | awk '{s+=$1} END {print s+0}')

@@ -14,6 +14,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("block", &["runtime", "units"]),
     ("persistent-data", &["units"]),
     ("thin-metadata", &["persistent-data", "units"]),
+    ("thin-tools", &["persistent-data", "thin-metadata", "units"]),
     // Knows no concrete target.
     ("dm", &["block", "runtime", "units"]),
     (
@@ -67,6 +68,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "interpose",
             "runtime",
             "supervise",
+            "thin-tools",
             "units",
         ],
     ),

@@ -1,15 +1,17 @@
 //! `thinmap`: one program for the daemon, the dmsetup-compatible command and thinmap's own verbs. Called through a link
-//! named `dmsetup` it is dmsetup.
+//! named `dmsetup` it is dmsetup, through one named like a tool of thin-provisioning-tools that tool.
 #![forbid(unsafe_code)]
 
 mod daemon_command;
 mod daemon_start;
 mod dmsetup;
 mod install_shim;
+mod live_pool;
 mod native;
 mod run;
 mod run_paths;
 mod run_static;
+mod thin_tools;
 
 use std::path::{Path, PathBuf};
 
@@ -20,7 +22,7 @@ use run_paths::RunPaths;
 
 /// Device mapper in user space.
 #[derive(Parser)]
-#[command(name = "thinmap", version, about)]
+#[command(name = "thinmap", version, about, after_help = thin_tools::list())]
 struct Cli {
     #[command(flatten)]
     directories: Directories,
@@ -133,6 +135,9 @@ enum Verb {
         )]
         args: Vec<String>,
     },
+    /// One of the tools on a pool's metadata
+    #[command(external_subcommand)]
+    Tool(Vec<String>),
 }
 
 fn main() {
@@ -158,6 +163,8 @@ fn run_with(program: &str, args: Vec<String>) -> i32 {
     let called_as = Path::new(program).file_name();
     let result = if called_as.is_some_and(|name| name == "dmsetup") {
         dmsetup_with_environment(program, &args)
+    } else if let Some(tool) = thin_tools::called_as(program) {
+        thin_tools::run_as(tool, &args)
     } else if let Some(args) = dmsetup_args(&args) {
         dmsetup_with_environment("dmsetup", args)
     } else {
@@ -260,6 +267,7 @@ fn perform(cli: Cli) -> anyhow::Result<i32> {
         } => install_shim::test_program(&root, library.as_deref(), list)?,
         Verb::Supervise { detach } => run_static::supervise(&paths, detach)?,
         Verb::Dmsetup { args } => return Ok(dmsetup::main("dmsetup", &args, paths, autostart)),
+        Verb::Tool(words) => return thin_tools::run(&paths, &words),
     }
     Ok(0)
 }

@@ -59,8 +59,29 @@ pub fn seal(kind: BlockKind, block: u64, bytes: &mut BlockBytes) {
     put_u32(bytes, 0, sum);
 }
 
+/// What a block is by its checksum, if it holds one that fits its content and its own address.
+pub fn kind_of(block: u64, bytes: &BlockBytes) -> Option<BlockKind> {
+    if u64_at(bytes, 8) != block {
+        return None;
+    }
+    let plain = !crc32c::crc32c(&bytes[4..]);
+    let kinds = [
+        BlockKind::Node,
+        BlockKind::Bitmap,
+        BlockKind::Index,
+        BlockKind::Superblock,
+    ];
+    let found = u32_at(bytes, 0);
+    kinds
+        .into_iter()
+        .find(|kind| plain ^ kind.checksum_xor() == found)
+}
+
 /// Verifies a block just read: address, checksum, and for nodes all that makes later access safe.
-pub(crate) fn verify(kind: BlockKind, block: u64, bytes: &BlockBytes) -> Result<()> {
+///
+/// # Errors
+/// `Corrupt`; errno `ENOTBLK` for another block's content.
+pub fn verify(kind: BlockKind, block: u64, bytes: &BlockBytes) -> Result<()> {
     if u64_at(bytes, 8) != block {
         let found = u64_at(bytes, 8);
         return Err(MetadataError::misplaced(

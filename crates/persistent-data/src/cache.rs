@@ -184,7 +184,7 @@ impl BlockCache {
 
     /// Brings those of `blocks` into memory that are not there and turn out to be of `kind`.
     /// Failures are left for [`read`](Self::read) to tell.
-    pub(crate) fn read_ahead(&self, blocks: &[u64], kind: BlockKind) {
+    pub fn read_ahead(&self, blocks: &[u64], kind: BlockKind) {
         let end = self.device.size().raw();
         let missing: Vec<MetaBlock> = blocks
             .iter()

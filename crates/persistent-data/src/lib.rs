@@ -17,6 +17,7 @@
 
 mod block;
 pub mod btree;
+pub mod bulk;
 mod cache;
 mod commit;
 mod device;
@@ -24,7 +25,7 @@ mod error;
 mod space_map;
 mod transaction_manager;
 
-pub use block::{BlockBytes, BlockKind, META_BLOCK_SIZE, seal};
+pub use block::{BlockBytes, BlockKind, META_BLOCK_SIZE, kind_of, seal, verify};
 pub use cache::{BlockCache, MayRead};
 pub use commit::Commit;
 pub use device::{Block4k, MetadataDevice};

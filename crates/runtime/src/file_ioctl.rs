@@ -30,3 +30,21 @@ struct FileCloneRange {
 
 /// _IOW(0x94, 13, struct file_clone_range)
 const FICLONERANGE: libc::c_ulong = 0x4020_940d;
+
+/// BLKDISCARD: bytes `from..from+len` of a block device hold nothing of use. Both must be whole sectors.
+///
+/// # Errors
+/// The system's; `EOPNOTSUPP` from a device that cannot discard.
+pub fn discard_block_range(fd: BorrowedFd<'_>, from: u64, len: u64) -> std::io::Result<()> {
+    let range = [from, len];
+    // SAFETY: BLKDISCARD reads two u64, which live for the call.
+    let result = unsafe { libc::ioctl(fd.as_raw_fd(), BLKDISCARD, range.as_ptr()) };
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(std::io::Error::last_os_error())
+    }
+}
+
+/// _IO(0x12, 119)
+const BLKDISCARD: libc::c_ulong = 0x1277;

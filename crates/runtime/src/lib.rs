@@ -20,7 +20,7 @@ pub use actor::{Actor, ActorHandle, NextTurn, Spawner, ThreadSpawner, Wake};
 pub use buffer::{BUFFER_ALIGN, BufferPool, IoBuf};
 pub use clock::{Clock, RealClock};
 pub use command::{CommandRing, WideCommandRing, control_command};
-pub use file_ioctl::clone_range;
+pub use file_ioctl::{clone_range, discard_block_range};
 pub use keyring::{KeyringError, read_key};
 pub use process::{IoFlusherError, lock_memory, mark_io_flusher};
 pub use ring::{Completed, Ring, RingOp};

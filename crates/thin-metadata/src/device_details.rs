@@ -16,9 +16,10 @@ pub struct DeviceDetails {
 
 impl DeviceDetails {
     /// Bytes on disk.
-    pub(crate) const SIZE: usize = 24;
+    pub const SIZE: usize = 24;
 
-    pub(crate) fn unpack(bytes: &[u8; Self::SIZE]) -> Self {
+    /// Reads an entry of the details tree.
+    pub fn unpack(bytes: &[u8; Self::SIZE]) -> Self {
         let mut wide = [0; 8];
         let mut narrow = [0; 4];
         wide.copy_from_slice(&bytes[..8]);
@@ -36,7 +37,8 @@ impl DeviceDetails {
         }
     }
 
-    pub(crate) fn pack(&self) -> [u8; Self::SIZE] {
+    /// The entry's bytes.
+    pub fn pack(&self) -> [u8; Self::SIZE] {
         let mut bytes = [0; Self::SIZE];
         bytes[..8].copy_from_slice(&self.mapped_blocks.to_le_bytes());
         bytes[8..16].copy_from_slice(&self.transaction_id.to_le_bytes());

@@ -170,6 +170,11 @@ impl Superblock {
         self.flags & FLAG_NEEDS_CHECK != 0
     }
 
+    /// Takes the demand for a check back.
+    pub const fn clear_needs_check(&mut self) {
+        self.flags &= !FLAG_NEEDS_CHECK;
+    }
+
     pub(crate) const fn set_needs_check(&mut self) {
         self.flags |= FLAG_NEEDS_CHECK;
     }

@@ -112,7 +112,7 @@ pub(super) fn note_first_key(
     child: u64,
 ) -> Result<()> {
     let node = Node(tm.write(child)?);
-    if node.len() == 0 {
+    if node.is_empty() {
         return Err(MetadataError::corrupt(child, "btree node is empty"));
     }
     let key = node.key(0);

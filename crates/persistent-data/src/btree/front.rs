@@ -260,7 +260,7 @@ impl<F: FnMut(u64, &[u8]) -> Result<()>> ExclusiveWalk<'_, F> {
         if !node.is_leaf() {
             return (0..node.len()).try_for_each(|at| self.node(node.child(at), depth + 1));
         }
-        if node.len() == 0 && depth > 0 {
+        if node.is_empty() && depth > 0 {
             return Err(MetadataError::corrupt(block, "leaf is empty"));
         }
         for at in 0..node.len() {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::node::Node;
 use super::{DEPTH_MAX, expect_value_size, too_deep};
 use crate::block::{BlockBytes, BlockKind, u64_at};
-use crate::cache::MayRead;
+use crate::cache::{BlockCache, MayRead};
 use crate::error::{MetadataError, Result};
 use crate::transaction_manager::Reader;
 
@@ -193,7 +193,7 @@ impl<F: FnMut(u64, &[u8]) -> Result<ControlFlow<()>>> Walk<'_, F> {
     }
 
     fn leaf(&mut self, block: u64, node: Node<'_>, depth: usize) -> Result<ControlFlow<()>> {
-        if node.len() == 0 && depth > 0 {
+        if node.is_empty() && depth > 0 {
             return Err(MetadataError::corrupt(block, "leaf is empty"));
         }
         // The first leaf may begin below the start; in all others every key must be new.
@@ -220,6 +220,16 @@ pub struct NodeView(Arc<BlockBytes>);
 /// Reads node `block`.
 pub fn read_node(reader: &Reader, block: u64) -> Result<NodeView> {
     reader
+        .read(block, BlockKind::Node, MayRead::Yes)
+        .map(NodeView)
+}
+
+/// Node `block` as the last commit left it.
+///
+/// # Errors
+/// `Io`, `Corrupt`.
+pub fn committed_node(cache: &BlockCache, block: u64) -> Result<NodeView> {
+    cache
         .read(block, BlockKind::Node, MayRead::Yes)
         .map(NodeView)
 }

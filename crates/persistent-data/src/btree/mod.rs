@@ -19,8 +19,10 @@ pub use front::{Dropped, drop_front, exclusive_nodes, read_front, visit_exclusiv
 pub use insert::{insert, replace};
 pub(crate) use lookup::find_any_ge;
 pub use lookup::{
-    Entry, NodeView, find_ge, highest_key, lookup, lookup_u64, read_node, visit_entries,
+    Entry, NodeView, committed_node, find_ge, highest_key, lookup, lookup_u64, read_node,
+    visit_entries,
 };
+pub use node::{Node, NodeMut, capacity};
 pub use remove::{delete_tree, remove, remove_range};
 
 use crate::block::BlockKind;

@@ -22,7 +22,7 @@ const LEAF: u32 = 2;
 
 /// The number of entries that the kernel gives a node: a multiple of three, because it splits in
 /// thirds.
-pub(crate) const fn capacity(value_size: usize) -> usize {
+pub const fn capacity(value_size: usize) -> usize {
     let fit = (META_BLOCK_SIZE - HEADER_BYTES) / (8 + value_size);
     fit - fit % 3
 }
@@ -56,31 +56,44 @@ pub(crate) fn verify(block: u64, bytes: &BlockBytes) -> Result<()> {
 }
 
 /// Shared view of a node.
+///
+/// # Panics
+/// Methods may panic on bytes that did not pass [`crate::verify`] as a node, or past the last entry.
 #[derive(Clone, Copy)]
-pub(crate) struct Node<'a>(pub(crate) &'a BlockBytes);
+pub struct Node<'a>(pub &'a BlockBytes);
 
 impl<'a> Node<'a> {
     fn flags(self) -> u32 {
         u32_at(self.0, 4)
     }
 
-    pub(crate) fn is_leaf(self) -> bool {
+    /// Whether values are the tree's values rather than children.
+    pub fn is_leaf(self) -> bool {
         self.flags() & LEAF != 0
     }
 
-    pub(crate) fn len(self) -> usize {
+    /// How many entries there are.
+    pub fn len(self) -> usize {
         u32_at(self.0, 16) as usize
     }
 
-    pub(crate) fn max(self) -> usize {
+    /// Whether there are none.
+    pub fn is_empty(self) -> bool {
+        self.len() == 0
+    }
+
+    /// How many entries there is room for.
+    pub fn max(self) -> usize {
         u32_at(self.0, 20) as usize
     }
 
-    pub(crate) fn value_size(self) -> usize {
+    /// Bytes in a value.
+    pub fn value_size(self) -> usize {
         u32_at(self.0, 24) as usize
     }
 
-    pub(crate) fn key(self, at: usize) -> u64 {
+    /// Key of entry `at`.
+    pub fn key(self, at: usize) -> u64 {
         u64_at(self.0, HEADER_BYTES + 8 * at)
     }
 
@@ -88,16 +101,18 @@ impl<'a> Node<'a> {
         HEADER_BYTES + 8 * self.max() + self.value_size() * at
     }
 
-    pub(crate) fn value(self, at: usize) -> &'a [u8] {
+    /// Value of entry `at`.
+    pub fn value(self, at: usize) -> &'a [u8] {
         self.values(at, at + 1)
     }
 
     /// The values of entries `from..to`, one after another.
-    pub(crate) fn values(self, from: usize, to: usize) -> &'a [u8] {
+    pub fn values(self, from: usize, to: usize) -> &'a [u8] {
         &self.0[self.value_at(from)..self.value_at(to)]
     }
 
-    pub(crate) fn child(self, at: usize) -> u64 {
+    /// The first eight bytes of the value of entry `at`, as a number: a child, a root, a mapping.
+    pub fn child(self, at: usize) -> u64 {
         u64_at(self.0, self.value_at(at))
     }
 
@@ -131,16 +146,17 @@ impl<'a> Node<'a> {
     }
 }
 
-/// Exclusive view of a node in the open transaction. Address and checksum are set at commit.
-pub(crate) struct NodeMut<'a>(pub(crate) &'a mut BlockBytes);
+/// Exclusive view of a node. Address and checksum are set at commit, by [`crate::seal`].
+pub struct NodeMut<'a>(pub &'a mut BlockBytes);
 
 impl NodeMut<'_> {
-    pub(crate) fn view(&self) -> Node<'_> {
+    /// The same, shared.
+    pub fn view(&self) -> Node<'_> {
         Node(self.0)
     }
 
     /// Makes an empty node out of a new block.
-    pub(crate) fn init(&mut self, leaf: bool, value_size: usize) {
+    pub fn init(&mut self, leaf: bool, value_size: usize) {
         self.0.fill(0);
         put_u32(self.0, 4, if leaf { LEAF } else { INTERNAL });
         put_u32(self.0, 20, capacity(value_size) as u32);
@@ -151,6 +167,16 @@ impl NodeMut<'_> {
     pub(crate) fn init_like(&mut self, model: Node<'_>) {
         self.init(model.is_leaf(), model.value_size());
         put_u32(self.0, 20, model.max() as u32);
+    }
+
+    /// Sets all entries of an empty node, which must have room for them.
+    pub(crate) fn fill<const SIZE: usize>(&mut self, entries: &[(u64, [u8; SIZE])]) {
+        assert!(entries.len() <= self.view().max() && SIZE == self.view().value_size());
+        for (at, (key, value)) in entries.iter().enumerate() {
+            self.set_key(at, *key);
+            self.set_value(at, value);
+        }
+        self.set_len(entries.len());
     }
 
     fn set_len(&mut self, len: usize) {
@@ -166,12 +192,13 @@ impl NodeMut<'_> {
         self.0[start..start + value.len()].copy_from_slice(value);
     }
 
-    pub(crate) fn set_child(&mut self, at: usize, child: u64) {
+    /// Makes `child` the value of entry `at` of an internal node.
+    pub fn set_child(&mut self, at: usize, child: u64) {
         self.set_value(at, &child.to_le_bytes());
     }
 
     /// Inserts before entry `at`. The node must not be full.
-    pub(crate) fn insert(&mut self, at: usize, key: u64, value: &[u8]) {
+    pub fn insert(&mut self, at: usize, key: u64, value: &[u8]) {
         let len = self.view().len();
         assert!(len < self.view().max() && value.len() == self.view().value_size());
         let (first, last) = (self.view().value_at(at), self.view().value_at(len));

@@ -42,13 +42,26 @@ pub(crate) struct Chunk {
 }
 
 /// Count at position `at` of its word. The kernel keeps the high bit of a pair at the lower place.
-pub(super) fn count_in_word(word: u64, at: u64) -> u32 {
+pub(crate) fn count_in_word(word: u64, at: u64) -> u32 {
     let pair = (word >> ((at % 32) * 2)) as u32;
     ((pair & 1) << 1) | ((pair >> 1) & 1)
 }
 
-fn used_pairs(word: u64) -> u64 {
+/// `word` with the count at position `at` of it set to `count`, which is at most three.
+pub(crate) fn with_count(word: u64, at: u64, count: u32) -> u64 {
+    let shift = (at % 32) * 2;
+    let pair = u64::from(count >> 1 | (count & 1) << 1);
+    word & !(3 << shift) | pair << shift
+}
+
+/// The low bit of each pair that is not zero.
+pub(crate) fn used_pairs(word: u64) -> u64 {
     (word | (word >> 1)) & LOW_BITS
+}
+
+/// The first pair that [`used_pairs`] left out; 32 when there is none.
+pub(crate) fn first_free_pair(used: u64) -> u32 {
+    (!used & LOW_BITS).trailing_zeros() / 2
 }
 
 impl Chunk {
@@ -103,10 +116,8 @@ impl Chunk {
     }
 
     fn set(&mut self, at: u64, count: u32) {
-        let shift = (at % 32) * 2;
         let word = &mut self.words[(at / 32) as usize];
-        let pair = u64::from(count >> 1 | (count & 1) << 1);
-        *word = *word & !(3 << shift) | pair << shift;
+        *word = with_count(*word, at, count);
         self.dirty = true;
     }
 

@@ -9,7 +9,7 @@
 //! back to blocks only at commit. That is what ties the knot of a metadata space map that lives in
 //! the space it manages: changing a count never needs a block.
 
-mod counts;
+pub(crate) mod counts;
 mod disk;
 mod large;
 pub(crate) mod metadata;
@@ -123,7 +123,7 @@ pub fn index_entry(index_block: &BlockBytes, at: u64) -> IndexEntry {
     IndexEntry::unpack(&bytes)
 }
 
-fn put_index_entry(index_block: &mut BlockBytes, at: usize, entry: &IndexEntry) {
+pub(crate) fn put_index_entry(index_block: &mut BlockBytes, at: usize, entry: &IndexEntry) {
     let start = 16 + at * IndexEntry::SIZE;
     index_block[start..start + IndexEntry::SIZE].copy_from_slice(&entry.pack());
 }
@@ -138,7 +138,7 @@ pub fn small_count(bitmap: &BlockBytes, at: u64) -> u32 {
     counts::count_in_word(word, at)
 }
 
-fn past_end(block: u64, nr_blocks: u64) -> MetadataError {
+pub(crate) fn past_end(block: u64, nr_blocks: u64) -> MetadataError {
     MetadataError::out_of_bounds(format!(
         "block {block} is past the end of its space map ({nr_blocks} blocks)"
     ))

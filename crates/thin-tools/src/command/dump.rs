@@ -1,0 +1,112 @@
+//! `thinmap dump`, `thin_dump`.
+
+use std::io::Write;
+use std::path::PathBuf;
+
+use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
+
+use super::input::{exit_code, open, open_repaired, to_file, to_stdout};
+use super::options::{input_arg, json_arg, metadata_snap_arg, override_args, overrides, quiet_arg};
+use super::{Invocation, Parsed, parse};
+use crate::dump::{DumpOptions, Human, Json, Xml, dump};
+use crate::{Source, ToolError};
+
+/// Runs it.
+pub fn run(call: &Invocation<'_>) -> i32 {
+    match parse(call, command()) {
+        Parsed::Done(code) => code,
+        Parsed::Run(matches) => exit_code(call, perform(call, &matches)),
+    }
+}
+
+fn command() -> Command {
+    Command::new("dump")
+        .about(
+            "Print a pool's metadata as text: XML that restore takes, a form for people, or JSON",
+        )
+        .arg(input_arg("The metadata device or file, or a running pool"))
+        .arg(
+            Arg::new("format")
+                .short('f')
+                .long("format")
+                .value_name("TYPE")
+                .help("xml, human_readable or json")
+                .value_parser(["xml", "human_readable", "json"])
+                .default_value("xml"),
+        )
+        .arg(
+            Arg::new("repair")
+                .short('r')
+                .long("repair")
+                .help("Repair the metadata on its way to the text")
+                .action(ArgAction::SetTrue)
+                .conflicts_with("metadata-snap"),
+        )
+        .arg(metadata_snap_arg())
+        .arg(
+            Arg::new("output")
+                .short('o')
+                .long("output")
+                .value_name("FILE")
+                .help("Write to FILE, not to standard output")
+                .value_parser(value_parser!(PathBuf)),
+        )
+        .arg(
+            Arg::new("dev-id")
+                .long("dev-id")
+                .value_name("ID")
+                .help("Only this volume; may be given more than once")
+                .action(ArgAction::Append)
+                .value_parser(value_parser!(u64)),
+        )
+        .arg(
+            Arg::new("skip-mappings")
+                .long("skip-mappings")
+                .help("Volumes without their mappings")
+                .action(ArgAction::SetTrue),
+        )
+        .args(override_args())
+        .arg(json_arg())
+        .arg(quiet_arg())
+}
+
+fn perform(call: &Invocation<'_>, matches: &ArgMatches) -> Result<(), ToolError> {
+    let quiet = matches.get_flag("quiet");
+    let opened = match matches.get_flag("repair") {
+        true => open_repaired(matches, quiet)?,
+        false => open(call, matches)?,
+    };
+    let options = DumpOptions {
+        dev_ids: matches
+            .get_many::<u64>("dev-id")
+            .map(|ids| ids.copied().collect())
+            .unwrap_or_default(),
+        skip_mappings: matches.get_flag("skip-mappings"),
+        quiet,
+        overrides: overrides(matches),
+    };
+    let format = match matches.get_flag("json") {
+        true => "json",
+        false => matches
+            .get_one::<String>("format")
+            .map_or("xml", String::as_str),
+    };
+    let write = |out: &mut dyn Write| write(&opened.source, format, &options, out);
+    match matches.get_one::<PathBuf>("output") {
+        Some(path) => to_file(path, write),
+        None => to_stdout(write),
+    }
+}
+
+fn write(
+    source: &Source,
+    format: &str,
+    options: &DumpOptions,
+    out: &mut dyn Write,
+) -> Result<(), ToolError> {
+    match format {
+        "human_readable" => dump(source, options, &Human, out),
+        "json" => dump(source, options, &Json, out),
+        _ => dump(source, options, &Xml, out),
+    }
+}

@@ -1,0 +1,123 @@
+//! Opening what a tool reads, and where it writes.
+
+use std::io::{self, Write};
+use std::path::Path;
+
+use clap::ArgMatches;
+use tempfile::NamedTempFile;
+use thinmap_persistent_data::{META_BLOCK_SIZE, METADATA_BLOCKS_MAX};
+
+use super::host::{Input, LivePool};
+use super::options::overrides;
+use super::{Invocation, metadata_snap_choice};
+use crate::repair::{RepairOptions, repair};
+use crate::{Access, Image, RootChoice, Source, ToolError};
+
+/// The smallest copy, in blocks, so that space maps of a small image fit too.
+const COPY_BLOCKS_MIN: u64 = 4096;
+
+/// A source, and the pool it belongs to while that runs.
+pub(super) struct Opened {
+    /// What to read.
+    pub source: Source,
+    /// Gives the metadata snapshot back when dropped, after the source.
+    _pool: Option<Box<dyn LivePool>>,
+    /// The repaired copy that is read, gone when dropped.
+    _copy: Option<NamedTempFile>,
+}
+
+/// Opens the argument `input`: a device, a file, or a running pool by its name.
+pub(super) fn open(call: &Invocation<'_>, matches: &ArgMatches) -> Result<Opened, ToolError> {
+    let word = matches
+        .get_one::<String>("input")
+        .map_or("", String::as_str);
+    match Input::find(call.host, word).map_err(ToolError::Refused)? {
+        Input::Path(path) => Ok(Opened {
+            source: Source::open(&path, metadata_snap_choice(matches))?,
+            _pool: None,
+            _copy: None,
+        }),
+        Input::Pool(pool) => {
+            let choice = RootChoice::MetadataSnap(Some(pool.held_root()));
+            Ok(Opened {
+                source: Source::open(pool.metadata(), choice)?,
+                _pool: Some(pool),
+                _copy: None,
+            })
+        }
+    }
+}
+
+/// Opens a repaired copy of the argument `input`, which is only read. The copy lies in the directory for temporary
+/// files and takes about as much room as the metadata in use.
+pub(super) fn open_repaired(matches: &ArgMatches, quiet: bool) -> Result<Opened, ToolError> {
+    let path = Path::new(
+        matches
+            .get_one::<String>("input")
+            .map_or("", String::as_str),
+    );
+    let input = Image::open(path, Access::Read)?;
+    let copy = NamedTempFile::new()?;
+    // Sparse; what is repaired needs no more than what is there but for new space maps.
+    let blocks = input
+        .blocks()
+        .saturating_mul(2)
+        .clamp(COPY_BLOCKS_MIN, METADATA_BLOCKS_MAX);
+    copy.as_file().set_len(blocks * META_BLOCK_SIZE as u64)?;
+    let output = Image::open(copy.path(), Access::Write)?;
+    let overrides = overrides(matches);
+    let options = RepairOptions {
+        transaction_id: overrides.transaction_id,
+        data_block_size: overrides.data_block_size,
+        nr_data_blocks: overrides.nr_data_blocks,
+        quiet,
+    };
+    let report = repair(&input, &output, &options)?;
+    if !quiet {
+        // Beside the text, which is all that standard output may hold.
+        eprintln!("{report}");
+    }
+    drop(output);
+    Ok(Opened {
+        source: Source::open(copy.path(), RootChoice::Live)?,
+        _pool: None,
+        _copy: Some(copy),
+    })
+}
+
+/// Runs `write` on standard output.
+pub(super) fn to_stdout(
+    write: impl FnOnce(&mut dyn Write) -> Result<(), ToolError>,
+) -> Result<(), ToolError> {
+    let mut out = io::BufWriter::new(io::stdout().lock());
+    write(&mut out)?;
+    out.flush()?;
+    Ok(())
+}
+
+/// Runs `write` on a new file at `path`.
+pub(super) fn to_file(
+    path: &Path,
+    write: impl FnOnce(&mut dyn Write) -> Result<(), ToolError>,
+) -> Result<(), ToolError> {
+    let failed = |action: &'static str| {
+        move |source: io::Error| ToolError::File {
+            path: path.to_owned(),
+            action,
+            source,
+        }
+    };
+    let file = std::fs::File::create(path).map_err(failed("cannot be created"))?;
+    let mut out = io::BufWriter::new(file);
+    write(&mut out)?;
+    out.flush().map_err(failed("cannot be written"))
+}
+
+/// The exit code of a tool that came to an end; tells of the failure.
+pub(super) fn exit_code(call: &Invocation<'_>, outcome: Result<(), ToolError>) -> i32 {
+    match outcome {
+        Ok(()) => 0,
+        Err(error) if error.is_broken_pipe() => 0,
+        Err(error) => call.fail(&error),
+    }
+}

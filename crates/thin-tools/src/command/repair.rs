@@ -1,0 +1,82 @@
+//! `thinmap repair`, `thin_repair`.
+
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use clap::{Arg, ArgMatches, Command};
+
+use super::options::{json_arg, override_args, overrides, quiet_arg};
+use super::{Invocation, Parsed, parse};
+use crate::repair::{RepairOptions, repair};
+use crate::{Access, Image};
+
+fn device(name: &'static str, short: char, help: &'static str) -> Arg {
+    Arg::new(name)
+        .short(short)
+        .long(name)
+        .value_name("DEVICE")
+        .help(help)
+        .required(true)
+}
+
+fn command() -> Command {
+    Command::new("repair")
+        .about("Write what survives of a pool's metadata to another device or file")
+        .arg(device("input", 'i', "The damaged metadata"))
+        .arg(device(
+            "output",
+            'o',
+            "Where to write; exists and is large enough",
+        ))
+        .args(override_args())
+        .arg(quiet_arg())
+        .arg(json_arg())
+}
+
+/// Runs the command; gives its exit code.
+pub(super) fn run(call: &Invocation<'_>) -> i32 {
+    let matches = match parse(call, command()) {
+        Parsed::Run(matches) => matches,
+        Parsed::Done(code) => return code,
+    };
+    match perform(&matches) {
+        Ok(()) => 0,
+        Err(error) => call.fail(&error),
+    }
+}
+
+fn perform(matches: &ArgMatches) -> Result<(), Box<dyn std::error::Error>> {
+    let path = |name| matches.get_one::<String>(name).map_or("", String::as_str);
+    let (from, to) = (path("input"), path("output"));
+    if is_same(from, to) {
+        return Err(
+            format!("{to}: is the input too; repair writes elsewhere, never in place").into(),
+        );
+    }
+    let given = overrides(matches);
+    let is_possible = |size: u32| size > 0 && size.is_multiple_of(128) && size <= 2_097_152;
+    if given.data_block_size.is_some_and(|size| !is_possible(size)) {
+        return Err("--data-block-size: a multiple of 128 sectors, up to 2097152".into());
+    }
+    let (quiet, json) = (matches.get_flag("quiet"), matches.get_flag("json"));
+    let input = Image::open(Path::new(from), Access::Read)?;
+    let output = Image::open(Path::new(to), Access::Write)?;
+    let options = RepairOptions {
+        transaction_id: given.transaction_id,
+        data_block_size: given.data_block_size,
+        nr_data_blocks: given.nr_data_blocks,
+        quiet: quiet || json,
+    };
+    let report = repair(&input, &output, &options)?;
+    if json {
+        println!("{}", serde_json::to_string_pretty(&report)?);
+    } else if !quiet {
+        println!("{report}");
+    }
+    Ok(())
+}
+
+fn is_same(one: &str, other: &str) -> bool {
+    let id = |path: &str| std::fs::metadata(path).map(|m| (m.dev(), m.ino(), m.rdev()));
+    matches!((id(one), id(other)), (Ok(one), Ok(other)) if one == other)
+}

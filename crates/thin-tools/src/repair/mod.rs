@@ -1,0 +1,117 @@
+//! Repair: what survives of a damaged image, written as a clean one elsewhere, and a report of what does not.
+//!
+//! The algorithm, and why nothing stale is taken for live, is in `docs/internals/repair.md`. In short:
+//! `scan` looks at every block and says what it is by its checksum; `rescue` finds the volumes, by the live
+//! roots where they can be read and by what was scanned where not; `copy` writes what was found, shared
+//! nodes shared again; `space_maps` counts references in the new image and writes its space maps.
+//!
+//! INVARIANT: the input is only read. The output has no superblock until all else is on it.
+
+mod copy;
+mod report;
+mod rescue;
+mod scan;
+mod space_maps;
+mod superblock;
+mod tree;
+
+use thinmap_persistent_data::{Block4k, ErrorKind, MetadataDevice, MetadataError, Result};
+use thinmap_thin_metadata::Superblock;
+use thinmap_units::MetaBlock;
+
+use crate::check::{Depth, Finding, Findings, check};
+use crate::image::Image;
+use crate::walk::{Role, Walk};
+use crate::{Progress, RootChoice};
+
+pub use report::{LostRange, RepairReport, RescuedVolume};
+
+/// What the user knows better than the image.
+#[derive(Clone, Copy, Default, Debug)]
+pub struct RepairOptions {
+    /// The pool's transaction id.
+    pub transaction_id: Option<u64>,
+    /// The pool's data block size in sectors.
+    pub data_block_size: Option<u32>,
+    /// Blocks of the data device.
+    pub nr_data_blocks: Option<u64>,
+    /// Show no progress.
+    pub quiet: bool,
+}
+
+/// Writes what survives on `input` to `output`, all of which is overwritten.
+///
+/// # Errors
+/// `Inval` when the superblock is lost and the options do not replace it, `NoSpace` when the output is too
+/// small, `Io` for the devices', `Corrupt` when there is no pool on the input at all.
+pub fn repair(input: &Image, output: &Image, options: &RepairOptions) -> Result<RepairReport> {
+    let progress = Progress::new("scanning", input.blocks(), options.quiet);
+    let blocks = input
+        .blocks()
+        .min(thinmap_persistent_data::METADATA_BLOCKS_MAX);
+    let (findings, scratch) = (Findings::default(), Findings::default());
+    // What a scan turns up need not be whole, so its findings are nobody's.
+    let mut candidates = Walk::new(input, blocks, &scratch, &progress);
+    let scan = scan::Scan::of(&candidates);
+    let (mut superblock, origin) = superblock::find(&mut candidates, &scan, options)?;
+    // Candidates gave blocks roles that they may not have in the pool that was chosen.
+    drop(candidates);
+    let mut walk = Walk::new(input, blocks, &findings, &progress);
+    let rescued = rescue::rescue(&mut walk, &scan, &superblock, &scratch);
+    superblock::adjust(&mut superblock, options, &rescued);
+    drop_old_superblock(output)?;
+    let mut writer = copy::Writer::new(&walk, output);
+    let (top, details) = writer.volumes(&rescued, &walk)?;
+    let (used, data_end) = writer.finish()?;
+    superblock::cover(&mut superblock, data_end, origin, options)?;
+    let mut report = report::of(&rescued, &superblock, origin);
+    let mut new = Superblock {
+        flags: 0,
+        held_root: 0,
+        data_mapping_root: top,
+        device_details_root: details,
+        metadata_nr_blocks: output.blocks(),
+        ..superblock
+    };
+    space_maps::write(output, &mut new, used, options.quiet)?;
+    let sealed = new.pack();
+    output
+        .write(&[(MetaBlock(0), &sealed)])
+        .and_then(|()| output.flush())
+        .map_err(|e| MetadataError::io(e, "cannot write the superblock of the output"))?;
+    drop(walk);
+    report.damage = findings.into_report().findings;
+    verify(output, options.quiet)?;
+    Ok(report)
+}
+
+/// An interrupted repair must not look like a pool.
+fn drop_old_superblock(output: &Image) -> Result<()> {
+    let zeroes = Block4k::boxed();
+    output
+        .write(&[(MetaBlock(0), &zeroes)])
+        .and_then(|()| output.flush())
+        .map_err(|e| MetadataError::io(e, "cannot write to the output"))
+}
+
+/// What was written is read back and checked.
+fn verify(output: &Image, quiet: bool) -> Result<()> {
+    let outcome = check(output, RootChoice::Live, Depth::All, quiet);
+    match outcome.report.findings.first() {
+        None => Ok(()),
+        Some(finding) => Err(MetadataError::new(
+            ErrorKind::Corrupt,
+            format!("the output is not right, do not use it: {finding}"),
+        )),
+    }
+}
+
+fn add_trees(walk: &mut Walk<'_>, superblock: &Superblock) {
+    walk.add_root(superblock.device_details_root, Role::Details);
+    walk.add_root(superblock.data_mapping_root, Role::Top);
+    walk.run();
+}
+
+fn first_finding(findings: Findings) -> Option<Finding> {
+    findings.into_report().findings.into_iter().next()
+}
