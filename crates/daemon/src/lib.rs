@@ -10,7 +10,10 @@ mod lifecycle;
 mod native;
 mod nodes;
 mod opener;
+mod reaper;
 mod service;
+mod without_host;
 
 pub use config::{Config, ConfigError, ConfigFile};
+pub use daemon::Daemon;
 pub use lifecycle::{RunError, run};

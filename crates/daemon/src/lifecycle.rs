@@ -6,8 +6,7 @@
 
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock, Weak};
-use std::time::Duration;
+use std::sync::Arc;
 
 use parking_lot::RwLock;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
@@ -16,13 +15,14 @@ use thinmap_control::server::{Server, ServerError};
 use thinmap_dm::{Environment, Registry, SharedState};
 use thinmap_exports::block_node::{self, BlockNodes, NodesConfig};
 use thinmap_exports::nbd::{NbdConfig, NbdServer, TcpConfig, TlsConfig};
-use thinmap_runtime::{Actor, NextTurn, Spawner, ThreadSpawner};
+use thinmap_runtime::{Spawner, ThreadSpawner};
 
 use crate::config::{Config, NbdSection};
 use crate::daemon::{Daemon, Stopping};
 use crate::devices::Devices;
 use crate::nodes::Nodes;
 use crate::opener::Opener;
+use crate::reaper::Reaper;
 
 /// Why the daemon could not start.
 #[derive(Debug, thiserror::Error)]
@@ -103,26 +103,23 @@ fn build(config: &Config) -> Result<Arc<Daemon>, RunError> {
         shared: SharedState::default(),
         freezer: Some(Arc::new(MountFreezer)),
     });
-    let reaper = Arc::new(Reaper::default());
-    let handle = spawner
-        .spawn("thinmap-reaper", reaper.clone())
-        .map_err(|source| RunError::System {
-            what: "start a thread",
-            source,
-        })?;
+    let (reaper, handle) = Reaper::start(&*spawner).map_err(|source| RunError::System {
+        what: "start a thread",
+        source,
+    })?;
     let daemon = Arc::new(Daemon {
         run_dir: config.run_dir.clone(),
         env,
         registry: Registry::new(thinmap_targets::ALL),
         devices,
-        nodes,
+        nodes: Some(nodes),
         block_nodes,
         nbd: RwLock::new(nbd),
         reaper: handle,
         notes,
         stopping: Stopping::default(),
     });
-    let _ = reaper.daemon.set(Arc::downgrade(&daemon));
+    reaper.serve(&daemon);
     Ok(daemon)
 }
 
@@ -237,31 +234,6 @@ fn watch_signals(daemon: &Arc<Daemon>) -> Result<signal_hook::iterator::Handle, 
         .map_err(system)?;
     Ok(handle)
 }
-
-/// Removes devices whose removal waits for their last user. Nobody tells when a block device is closed, so it looks.
-#[derive(Default)]
-struct Reaper {
-    daemon: OnceLock<Weak<Daemon>>,
-}
-
-impl Actor for Reaper {
-    fn turn(&self, now: Duration) -> NextTurn {
-        let Some(daemon) = self.daemon.get().and_then(Weak::upgrade) else {
-            return NextTurn::WhenWoken;
-        };
-        if daemon.reap() {
-            NextTurn::At(now + REAP_EVERY)
-        } else {
-            NextTurn::WhenWoken
-        }
-    }
-
-    fn panicked(&self) {
-        tracing::error!("deferred removals have stopped; everything else goes on");
-    }
-}
-
-const REAP_EVERY: Duration = Duration::from_millis(200);
 
 /// Freezes the file system that is mounted on a device.
 struct MountFreezer;

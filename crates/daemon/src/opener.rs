@@ -21,6 +21,8 @@ use crate::devices::{Device, Devices};
 pub struct Opener {
     devices: Arc<Devices>,
     dev_dir: PathBuf,
+    /// Opens what is not ours, in place of the host.
+    outside: Option<Arc<dyn DeviceOpener>>,
     /// Host devices in use. The kernel lets every mapped device share a claim; so do we, and only once does the host
     /// see the device opened.
     host: Mutex<HashMap<DeviceId, HostDevice>>,
@@ -38,7 +40,16 @@ impl Opener {
         Self {
             devices,
             dev_dir,
+            outside: None,
             host: Mutex::default(),
+        }
+    }
+
+    /// An opener that takes what is not ours from `outside` and never looks at the host.
+    pub fn without_host(devices: Arc<Devices>, outside: Arc<dyn DeviceOpener>) -> Self {
+        Self {
+            outside: Some(outside),
+            ..Self::new(devices, PathBuf::from("/dev/mapper"))
         }
     }
 
@@ -127,11 +138,17 @@ impl DeviceOpener for Opener {
             if let Some(device) = self.devices.by_dev(dev_no) {
                 return device.md.open_for_table(request.by, request.read_only);
             }
+            if let Some(outside) = &self.outside {
+                return outside.open(request);
+            }
             return self.host(&host_path(dev_no, request.spec)?, request);
         }
         let path = Path::new(request.spec);
         if let Some(device) = self.by_path(path) {
             return device.md.open_for_table(request.by, request.read_only);
+        }
+        if let Some(outside) = &self.outside {
+            return outside.open(request);
         }
         if !path.is_absolute() {
             let reason = format!("{}: no such device (give an absolute path)", request.spec);

@@ -10,6 +10,7 @@ mod command;
 mod file_ioctl;
 mod process;
 mod ring;
+mod simulation;
 mod waker;
 mod write_batch;
 
@@ -20,5 +21,6 @@ pub use command::{CommandRing, WideCommandRing, control_command};
 pub use file_ioctl::clone_range;
 pub use process::{IoFlusherError, lock_memory, mark_io_flusher};
 pub use ring::{Completed, Ring, RingOp};
+pub use simulation::{Simulation, Waiting, set_simulation, simulate};
 pub use waker::Waker;
 pub use write_batch::WriteBatch;

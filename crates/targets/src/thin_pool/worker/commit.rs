@@ -103,6 +103,19 @@ impl Worker<'_> {
         true
     }
 
+    /// A commit, or with nothing to commit the data device's flush alone: everything acknowledged is durable afterwards, as
+    /// after the kernel's `commit` (which flushes the data device whatever changed).
+    pub(super) fn commit_or_flush(&mut self) {
+        if self.pool.dirty.load(SeqCst) {
+            self.commit();
+            return;
+        }
+        let status = thinmap_block::flush(&**self.pool.data_dev());
+        if !status.is_ok() {
+            tracing::error!(pool = %self.pool.dev_no, "thin: cannot flush the data device: {status:?}");
+        }
+    }
+
     fn write_commit(&mut self) -> Result<(), MetadataError> {
         let held = self.state.held_blocks.clone();
         let range = |(begin, len): (DataBlock, u64)| (begin, DataBlock(begin.raw() + len));
@@ -115,6 +128,9 @@ impl Worker<'_> {
             }
             metadata.prepare_commit()?
         };
+        // A deliberately broken order, for the test that the simulator sees such things.
+        #[cfg(feature = "canary")]
+        commit.write()?;
         let flushed = thinmap_block::flush(&**self.pool.data_dev());
         let written = if flushed.is_ok() {
             commit.write()

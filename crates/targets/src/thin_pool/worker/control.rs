@@ -58,6 +58,11 @@ impl Worker<'_> {
             return answer.give(Err(refused));
         }
         self.mark_dirty();
+        match message {
+            Message::CreateThin(id) => self.pool.add_unpromised(id),
+            Message::Delete(id) => self.pool.remove_unpromised(id),
+            _ => {}
+        }
         if let Message::CreateSnap { origin, .. } = message
             && let Some(volume) = self.pool.volume_if_open(origin)
         {
@@ -222,7 +227,7 @@ impl Worker<'_> {
                     return worker.quiesce_again(answer);
                 }
                 worker.mark_dirty_if_changed();
-                worker.commit();
+                worker.commit_or_flush();
                 answer.give(());
             }),
         );

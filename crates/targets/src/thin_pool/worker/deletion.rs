@@ -11,12 +11,8 @@ use super::Worker;
 use super::commit::metadata_room;
 use crate::thin_pool::mode::Mode;
 
-/// Volumes with no more metadata blocks of their own than this (1 MiB) are deleted in the message.
-const AT_ONCE_NODES: u64 = 256;
-/// Leaves dropped in one step: some 4,000 mappings, well under a millisecond when they are in memory.
-const STEP_NODES: u64 = 16;
-/// Leaves read ahead of the steps that drop them, many at once.
-const READ_NODES: u64 = 4 * STEP_NODES;
+/// Leaves read ahead of the steps that drop them, many at once: so many times a step's.
+const STEPS_READ_AHEAD: u64 = 4;
 /// Steps that one allocation or commit may wait for at a time...
 const STEPS_WAITED_FOR: u32 = 32;
 /// ... with a commit after so many.
@@ -25,10 +21,11 @@ const STEPS_A_COMMIT: u32 = 8;
 impl Worker<'_> {
     /// `delete <id>`; for a large volume its first step only.
     pub(super) fn delete_volume(&mut self, id: ThinId) -> Result<()> {
+        let sizes = self.state.sizes;
         let mut metadata = self.pool.metadata.write();
-        if metadata.begin_deletion(id, AT_ONCE_NODES)? == Deletion::Begun {
+        if metadata.begin_deletion(id, sizes.delete_at_once_nodes)? == Deletion::Begun {
             // Gives back more metadata than moving the volume took.
-            metadata.continue_deletion(STEP_NODES)?;
+            metadata.continue_deletion(sizes.delete_step_nodes)?;
             drop(metadata);
             self.state.deleting = true;
             tracing::info!(pool = %self.pool.dev_no, thin = %id, "thin: the volume is deleted; its space returns in the background");
@@ -38,7 +35,8 @@ impl Worker<'_> {
 
     /// `release_metadata_snap`; what only it held of large volumes goes in the background.
     pub(super) fn release_held_root(&mut self) -> Result<()> {
-        let outcome = self.pool.metadata.write().begin_release(AT_ONCE_NODES)?;
+        let at_once = self.state.sizes.delete_at_once_nodes;
+        let outcome = self.pool.metadata.write().begin_release(at_once)?;
         if outcome == Deletion::Begun {
             self.state.deleting = true;
             tracing::info!(pool = %self.pool.dev_no, "thin: the metadata snapshot held deleted volumes; their space returns in the background");
@@ -89,10 +87,12 @@ impl Worker<'_> {
 
     fn deletion_step(&mut self) {
         // What must be read is read while look-ups go on.
-        self.pool.metadata.read().read_for_deletion(READ_NODES);
+        let nodes = self.state.sizes.delete_step_nodes;
+        let ahead = STEPS_READ_AHEAD * nodes;
+        self.pool.metadata.read().read_for_deletion(ahead);
         let step = {
             let mut metadata = self.pool.metadata.write();
-            metadata.continue_deletion(STEP_NODES)
+            metadata.continue_deletion(nodes)
         };
         match step {
             Ok(DeletionStep::More) => self.mark_dirty(),

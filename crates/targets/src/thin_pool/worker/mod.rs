@@ -26,6 +26,7 @@ pub(super) use self::control::{Binding, Refusal};
 use self::ranges::RangeJob;
 use super::mode::Mode;
 use super::pool::Pool;
+use super::tuning::Sizes;
 use crate::thin::Port;
 
 /// Metadata that changed is committed at least this often.
@@ -114,6 +115,7 @@ pub struct WorkerState {
     metadata_low_triggered: bool,
     metadata_low_water: u64,
     reflink: bool,
+    sizes: Sizes,
     /// Deleted volumes may still hold space.
     deleting: bool,
     /// Steps of deletions are being taken for want of metadata blocks.
@@ -152,7 +154,7 @@ impl Wait {
 }
 
 impl WorkerState {
-    pub(super) fn new(copier: Copier, metadata_low_water: u64) -> Self {
+    pub(super) fn new(copier: Copier, metadata_low_water: u64, sizes: Sizes) -> Self {
         Self {
             todo: Default::default(),
             retry: Vec::new(),
@@ -173,6 +175,7 @@ impl WorkerState {
             metadata_low_triggered: false,
             metadata_low_water,
             reflink: true,
+            sizes,
             deleting: false,
             finding_metadata: false,
             stop: false,
