@@ -19,6 +19,9 @@ step "lints" cargo clippy --workspace --all-targets --locked -q -- -D warnings
 # With the output of passing tests, so that skips and their reasons are seen.
 step "tests" cargo test --workspace --locked --no-fail-fast -- --show-output
 
+# The simulator must notice a broken order of commits.
+step "canary" cargo test --locked -p thinmap-simulator --features canary --test canary -- --show-output
+
 step "benchmark harness" /usr/bin/python3 -m unittest discover --start-directory benches
 
 passed=$(grep -oE '[0-9]+ passed' "$log" | awk '{s+=$1} END {print s+0}')

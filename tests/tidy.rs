@@ -57,6 +57,21 @@ const MAY_USE: &[(&str, &[&str])] = &[
         ],
     ),
     ("shim", &["interpose"]),
+    // Runs the daemon, and looks at what it leaves.
+    (
+        "simulator",
+        &[
+            "block",
+            "control",
+            "daemon",
+            "dm",
+            "runtime",
+            "sim",
+            "targets",
+            "thin-metadata",
+            "units",
+        ],
+    ),
     ("sim", &["block", "persistent-data", "runtime", "units"]),
     (
         "thinmap",

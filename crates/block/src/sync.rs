@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use parking_lot::{Condvar, Mutex};
-use thinmap_runtime::IoBuf;
+use thinmap_runtime::{IoBuf, Waiting, simulate};
 use thinmap_units::{BlkStatus, Sector};
 
 use crate::device::BlockDevice;
@@ -34,6 +34,7 @@ pub fn submit_all_and_wait(
         io.flags = flags;
         dev.submit(io);
     }
+    while waiter.state.lock().left > 0 && simulate(Waiting::ForDevices) {}
     let mut state = waiter.state.lock();
     while state.left > 0 {
         waiter.done.wait(&mut state);

@@ -28,7 +28,8 @@ pub struct Daemon {
     pub(crate) env: Arc<Environment>,
     pub(crate) registry: Registry,
     pub(crate) devices: Arc<Devices>,
-    pub(crate) nodes: Nodes,
+    /// `None` without a host.
+    pub(crate) nodes: Option<Nodes>,
     pub(crate) block_nodes: Arc<dyn BlockNodes>,
     /// `None` when not wanted, and after the end.
     pub(crate) nbd: RwLock<Option<NbdServer>>,
@@ -182,13 +183,24 @@ impl Daemon {
             NodeKind::FuseFile => false,
             NodeKind::None => return,
         };
+        let Some(nodes) = &self.nodes else { return };
         let name = device.md.name();
-        if let Err(error) = self
-            .nodes
-            .add(&name, device.dev_no(), &device.node.path(), is_block)
-        {
+        if let Err(error) = nodes.add(&name, device.dev_no(), &device.node.path(), is_block) {
             tracing::error!(device = %name, %error, "no node in the device directory");
         }
+    }
+
+    /// Takes a name out of the device directory.
+    pub(crate) fn remove_node(&self, name: &DmName) {
+        if let Some(nodes) = &self.nodes {
+            nodes.remove(name);
+        }
+    }
+
+    /// Where a name's node is or would be, if it belongs to somebody else's device.
+    pub(crate) fn foreign_node(&self, name: &DmName) -> Option<PathBuf> {
+        let nodes = self.nodes.as_ref()?;
+        nodes.is_taken(name).then(|| nodes.path(name))
     }
 
     pub(crate) fn nbd_rename(&self, from: &DmName, to: &DmName) {
@@ -255,7 +267,7 @@ impl Daemon {
             });
         }
         if visible.node {
-            self.nodes.remove(&name);
+            self.remove_node(&name);
         }
         if let (Some(nbd), Some(export)) = (&*self.nbd.read(), visible.nbd.take()) {
             // Not waited for: the mapping fails what its last clients still have in flight.

@@ -11,9 +11,9 @@ use thinmap_runtime::{Spawner, ThreadSpawner};
 pub use crate::daemon::Daemon;
 use crate::daemon::Stopping;
 use crate::devices::Devices;
-use crate::lifecycle::Reaper;
 use crate::nodes::Nodes;
 use crate::opener::Opener;
+use crate::reaper::Reaper;
 
 /// A daemon whose tables find, beside the daemon's own devices, those of `others` alone. `dir` is an empty directory for what it
 /// notes.
@@ -28,8 +28,7 @@ pub fn contained_daemon(dir: &Path, others: Arc<dyn DeviceOpener>) -> std::io::R
     });
     let devices = Arc::new(Devices::default());
     let spawner = Arc::new(ThreadSpawner::new());
-    let reaper = Arc::new(Reaper::default());
-    let handle = spawner.spawn("thinmap-reaper", reaper.clone())?;
+    let (reaper, handle) = Reaper::start(&*spawner)?;
     let daemon = Arc::new(Daemon {
         run_dir: dir.to_owned(),
         env: Arc::new(Environment {
@@ -41,7 +40,7 @@ pub fn contained_daemon(dir: &Path, others: Arc<dyn DeviceOpener>) -> std::io::R
         }),
         registry: Registry::new(thinmap_targets::ALL),
         devices,
-        nodes: Nodes::open(&dir.join("mapper"), dir, false)?,
+        nodes: Some(Nodes::open(&dir.join("mapper"), dir, false)?),
         block_nodes,
         nbd: RwLock::new(None),
         reaper: handle,
@@ -49,7 +48,7 @@ pub fn contained_daemon(dir: &Path, others: Arc<dyn DeviceOpener>) -> std::io::R
         continuity: None,
         stopping: Stopping::default(),
     });
-    let _ = reaper.daemon.set(Arc::downgrade(&daemon));
+    reaper.serve(&daemon);
     Ok(daemon)
 }
 

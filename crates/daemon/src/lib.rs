@@ -15,10 +15,13 @@ mod native;
 mod nodes;
 mod opener;
 mod privileges;
+mod reaper;
 mod resume;
 mod service;
 mod state;
+mod without_host;
 
 pub use access::{Access, AccessError, AccessSection};
 pub use config::{Config, ConfigError, ConfigFile, ContinuitySection};
+pub use daemon::Daemon;
 pub use lifecycle::{RunError, run};

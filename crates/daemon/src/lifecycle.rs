@@ -7,7 +7,7 @@
 use std::os::fd::AsFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock, Weak};
+use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::RwLock;
@@ -19,7 +19,7 @@ use thinmap_exports::block_node::{self, BlockNodes, DescriptorKeeper, NodesConfi
 use thinmap_exports::nbd::{
     NbdConfig, NbdExport, NbdServer, NbdServerError, NbdSockets, TcpConfig, TlsConfig,
 };
-use thinmap_runtime::{Actor, NextTurn, Spawner, ThreadSpawner};
+use thinmap_runtime::{Spawner, ThreadSpawner};
 
 use crate::access::AccessError;
 use crate::config::{Config, NbdSection};
@@ -29,6 +29,7 @@ use crate::keeper::link::KeeperLink;
 use crate::keeper::message::UPGRADE_EXIT;
 use crate::nodes::Nodes;
 use crate::opener::Opener;
+use crate::reaper::Reaper;
 use crate::state::StateDir;
 
 /// Why the daemon could not start.
@@ -206,19 +207,16 @@ fn build(
         }
         None => None,
     };
-    let reaper = Arc::new(Reaper::default());
-    let handle = spawner
-        .spawn("thinmap-reaper", reaper.clone())
-        .map_err(|source| RunError::System {
-            what: "start a thread",
-            source,
-        })?;
+    let (reaper, handle) = Reaper::start(&*spawner).map_err(|source| RunError::System {
+        what: "start a thread",
+        source,
+    })?;
     let daemon = Arc::new(Daemon {
         run_dir: config.run_dir.clone(),
         env,
         registry: Registry::new(thinmap_targets::ALL),
         devices,
-        nodes,
+        nodes: Some(nodes),
         block_nodes,
         nbd: RwLock::new(None),
         reaper: handle,
@@ -238,7 +236,7 @@ fn build(
         .bring_back(saved.map_err(taking_over)?)
         .map_err(taking_over)?;
     daemon.block_nodes.serve().map_err(taking_over)?;
-    let _ = reaper.daemon.set(Arc::downgrade(&daemon));
+    reaper.serve(&daemon);
     Ok((daemon, nbd))
 }
 
@@ -409,29 +407,6 @@ fn watch_signals(daemon: &Arc<Daemon>) -> Result<signal_hook::iterator::Handle, 
     Ok(handle)
 }
 
-/// Removes devices whose removal waits for their last user. Nobody tells when a block device is closed, so it looks.
-#[derive(Default)]
-pub(crate) struct Reaper {
-    pub(crate) daemon: OnceLock<Weak<Daemon>>,
-}
-
-impl Actor for Reaper {
-    fn turn(&self, now: Duration) -> NextTurn {
-        let Some(daemon) = self.daemon.get().and_then(Weak::upgrade) else {
-            return NextTurn::WhenWoken;
-        };
-        if daemon.reap() {
-            NextTurn::At(now + REAP_EVERY)
-        } else {
-            NextTurn::WhenWoken
-        }
-    }
-
-    fn panicked(&self) {
-        tracing::error!("deferred removals have stopped; everything else goes on");
-    }
-}
-
 /// Names under which the keeper holds the control socket and the lock of the run directory.
 const CONTROL: [&str; 2] = ["control", "control-lock"];
 /// And those of the Unix and the TCP socket of NBD.
@@ -439,8 +414,6 @@ const NBD: [&str; 2] = ["nbd-unix", "nbd-tcp"];
 /// How long requests in flight may take when the daemon makes way. What is left is the successor's, and some (those that a suspended
 /// device holds) do not end.
 const LEAVE_PATIENCE: Duration = Duration::from_millis(250);
-
-const REAP_EVERY: Duration = Duration::from_millis(200);
 
 /// Freezes the file system that is mounted on a device.
 struct MountFreezer;

@@ -22,7 +22,8 @@ impl NativeService for Daemon {
             pid: std::process::id(),
             keeper: self.continuity.as_ref().map(|c| c.link.keeper_pid()),
             run_dir: self.run_dir.clone(),
-            dev_dir: self.nodes.dev_dir().to_owned(),
+            dev_dir: (self.nodes.as_ref())
+                .map_or_else(Default::default, |nodes| nodes.dev_dir().to_owned()),
         }
     }
 
@@ -98,7 +99,9 @@ impl Daemon {
             major: device.dev_no().major,
             minor: device.dev_no().minor,
             sectors: Self::size(device).0,
-            node: (visible.node && kind != NodeKind::None).then(|| self.nodes.path(&name)),
+            node: (self.nodes.as_ref())
+                .filter(|_| visible.node && kind != NodeKind::None)
+                .map(|nodes| nodes.path(&name)),
             block_device: path.clone().filter(|_| is_block),
             file: path.filter(|_| kind == NodeKind::FuseFile),
             nbd: visible

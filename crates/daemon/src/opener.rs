@@ -21,11 +21,11 @@ use crate::devices::{Device, Devices};
 pub struct Opener {
     devices: Arc<Devices>,
     dev_dir: PathBuf,
+    /// Opens what is not ours, in place of the host.
+    outside: Option<Arc<dyn DeviceOpener>>,
     /// Host devices in use. The kernel lets every mapped device share a claim; so do we, and only once does the host
     /// see the device opened.
     host: Mutex<HashMap<DeviceId, HostDevice>>,
-    /// Asked instead of the host.
-    instead_of_host: Option<Arc<dyn DeviceOpener>>,
 }
 
 #[derive(Default)]
@@ -40,16 +40,15 @@ impl Opener {
         Self {
             devices,
             dev_dir,
+            outside: None,
             host: Mutex::default(),
-            instead_of_host: None,
         }
     }
 
-    /// An opener that knows `devices` and asks `others` for all else: the host's devices are out of its reach.
-    #[cfg(feature = "fuzzing")]
-    pub fn without_host(devices: Arc<Devices>, others: Arc<dyn DeviceOpener>) -> Self {
+    /// An opener that takes what is not ours from `outside` and never looks at the host.
+    pub fn without_host(devices: Arc<Devices>, outside: Arc<dyn DeviceOpener>) -> Self {
         Self {
-            instead_of_host: Some(others),
+            outside: Some(outside),
             ..Self::new(devices, PathBuf::from("/dev/mapper"))
         }
     }
@@ -139,8 +138,8 @@ impl DeviceOpener for Opener {
             if let Some(device) = self.devices.by_dev(dev_no) {
                 return device.md.open_for_table(request.by, request.read_only);
             }
-            if let Some(others) = &self.instead_of_host {
-                return others.open(request);
+            if let Some(outside) = &self.outside {
+                return outside.open(request);
             }
             return self.host(&host_path(dev_no, request.spec)?, request);
         }
@@ -148,8 +147,8 @@ impl DeviceOpener for Opener {
         if let Some(device) = self.by_path(path) {
             return device.md.open_for_table(request.by, request.read_only);
         }
-        if let Some(others) = &self.instead_of_host {
-            return others.open(request);
+        if let Some(outside) = &self.outside {
+            return outside.open(request);
         }
         if !path.is_absolute() {
             let reason = format!("{}: no such device (give an absolute path)", request.spec);

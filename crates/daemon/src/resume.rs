@@ -53,7 +53,9 @@ impl Daemon {
             }
         }
         let names: Vec<DmName> = devices.iter().map(|(_, device)| device.md.name()).collect();
-        self.nodes.remove_stale(&names);
+        if let Some(nodes) = &self.nodes {
+            nodes.remove_stale(&names);
+        }
         Ok(())
     }
 

@@ -62,8 +62,7 @@ impl DmService for Daemon {
         self.devices
             .check_free(name, uuid)
             .map_err(|taken| taken_error(&taken, name, uuid))?;
-        if self.nodes.is_taken(name) {
-            let path = self.nodes.path(name);
+        if let Some(path) = self.foreign_node(name) {
             let text = format!(
                 "device-mapper: {name}: {} is there already and belongs to another device",
                 path.display()
@@ -136,10 +135,10 @@ impl DmService for Daemon {
             .check_free(new_name, None)
             .map_err(|taken| taken_error(&taken, new_name, None))?;
         let device = self.find(&DeviceSelector::Name(device.clone()))?;
-        if self.nodes.is_taken(new_name) {
+        if let Some(path) = self.foreign_node(new_name) {
             let text = format!(
                 "device-mapper: {} belongs to another device",
-                self.nodes.path(new_name).display()
+                path.display()
             );
             return Err(DmError::new(Errno::BUSY, text));
         }
@@ -150,7 +149,7 @@ impl DmService for Daemon {
             .map_err(|taken| taken_error(&taken, new_name, None))?;
         if visible.node {
             self.add_node(&device);
-            self.nodes.remove(&old_name);
+            self.remove_node(&old_name);
         }
         if let Some(exported) = visible.nbd.take() {
             self.nbd_rename(&exported, new_name);

@@ -13,6 +13,7 @@ mod process;
 mod ring;
 mod secret;
 mod shared_memory;
+mod simulation;
 mod waker;
 mod write_batch;
 
@@ -26,5 +27,6 @@ pub use process::{IoFlusherError, lock_memory, mark_io_flusher};
 pub use ring::{Completed, Ring, RingOp};
 pub use secret::{SecretBox, SecretBytes, SecretSome, scrub_stack};
 pub use shared_memory::SharedMemory;
+pub use simulation::{Simulation, Waiting, set_simulation, simulate};
 pub use waker::Waker;
 pub use write_batch::WriteBatch;

@@ -195,6 +195,31 @@ impl SimMetadataDisk {
         self.state.lock().events.len()
     }
 
+    /// Writes (of one block) that a power cut before recorded event `cut` would find unflushed.
+    pub fn unflushed(&self, cut: usize) -> usize {
+        let state = self.state.lock();
+        let events = state.events[..cut].iter().rev();
+        events
+            .take_while(|event| matches!(event, Event::Write(..)))
+            .count()
+    }
+
+    /// The device as it is found after that cut when of those writes the ones are kept that `keep` says, by their order.
+    pub fn crash_keeping(&self, cut: usize, keep: impl Fn(usize) -> bool) -> Arc<Self> {
+        let unflushed = self.unflushed(cut);
+        let state = self.state.lock();
+        let mut image = state.start.clone();
+        let first = cut - unflushed;
+        for (at, event) in state.events[..cut].iter().enumerate() {
+            if let Event::Write(block, bytes) = event
+                && (at < first || keep(at - first))
+            {
+                image.insert(*block, Arc::clone(bytes));
+            }
+        }
+        Self::with_image(state.blocks, image)
+    }
+
     /// The device as it may be found after power was cut before recorded event `cut`.
     pub fn crash(&self, cut: usize, loss: Loss, rng: &mut SmallRng) -> Arc<Self> {
         let state = self.state.lock();

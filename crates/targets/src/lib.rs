@@ -21,7 +21,7 @@ pub use linear::LinearType;
 pub use snapshot::{SnapshotMergeType, SnapshotOriginType, SnapshotType};
 pub use striped::StripedType;
 pub use thin::ThinType;
-pub use thin_pool::ThinPoolType;
+pub use thin_pool::{PoolTuning, Sizes, ThinPoolType};
 pub use zero::ZeroType;
 
 /// Every target there is, in the order in which `dmsetup targets` lists them.

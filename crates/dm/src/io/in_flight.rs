@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
+use thinmap_runtime::{Waiting, simulate};
 
 #[derive(Default)]
 pub(super) struct InFlight {
@@ -41,6 +42,7 @@ impl InFlight {
     /// Waits for the sum to be zero; `false` when `stop` said so first. The gate is closed.
     pub(super) fn wait_idle(&self, stop: &dyn Fn() -> bool) -> bool {
         self.waiting.store(true, Ordering::SeqCst);
+        while self.sum() != 0 && !stop() && simulate(Waiting::ForActors) {}
         let mut guard = self.lock.lock();
         let idle = loop {
             if self.sum() == 0 {

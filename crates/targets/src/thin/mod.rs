@@ -83,7 +83,6 @@ impl TargetType for ThinType {
         if pool.suspended.load(SeqCst) {
             return wrong("Unable to activate thin device while pool is suspended");
         }
-        // A volume that holds something may have been promised zeroes: see `docs/decisions/0020`.
         let volume = pool.open_volume(id, mapped > 0);
         let port = Arc::new(Port {
             volume,

@@ -36,7 +36,9 @@ mod mode;
 pub(crate) mod pool;
 mod status;
 mod target;
+mod tuning;
 mod worker;
 
 pub use mode::Mode;
 pub use target::ThinPoolType;
+pub use tuning::{PoolTuning, Sizes};

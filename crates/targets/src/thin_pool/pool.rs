@@ -5,7 +5,7 @@
 //! looked up, under the read lock. So once the worker has held the write lock, every request that uses an older
 //! mapping is in the set.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, OnceLock, Weak, mpsc};
 
@@ -13,7 +13,7 @@ use parking_lot::{Mutex, RwLock};
 use thinmap_block::{BlockDevice, EndIo, Io};
 use thinmap_dm::kit::{DeferredSet, Prison, Ticket};
 use thinmap_dm::{DeviceId, DeviceUse, TableEvent};
-use thinmap_runtime::ActorHandle;
+use thinmap_runtime::{ActorHandle, Waiting, simulate};
 use thinmap_thin_metadata::PoolMetadata;
 use thinmap_units::{BlkStatus, DataBlock, DevNo, Sector, ThinId, VirtBlock};
 
@@ -45,6 +45,8 @@ pub struct Pool {
     /// Ranges of volumes that the worker is changing. Lock order: before `metadata`.
     pub(crate) prison: Mutex<Prison<Work>>,
     volumes: Mutex<HashMap<ThinId, Arc<Volume>>>,
+    /// Volumes made in this life to which nobody has promised zeroes: see `docs/decisions/0020`.
+    unpromised: Mutex<HashSet<ThinId>>,
     event: Mutex<Option<Arc<TableEvent>>>,
     pub(crate) low_water: AtomicU64,
     inbox: Mutex<Vec<Event>>,
@@ -175,6 +177,7 @@ impl Pool {
             shared_reads: DeferredSet::default(),
             prison: Mutex::default(),
             volumes: Mutex::default(),
+            unpromised: Mutex::default(),
             event: Mutex::new(None),
             low_water: AtomicU64::new(0),
             inbox: Mutex::default(),
@@ -211,8 +214,19 @@ impl Pool {
         *self.features.lock()
     }
 
-    /// Opens a volume: [`Pool::close_volume`] must follow.
-    pub(crate) fn open_volume(&self, id: ThinId, zero_always: bool) -> Arc<Volume> {
+    /// A volume was made new and empty.
+    pub(super) fn add_unpromised(&self, id: ThinId) {
+        self.unpromised.lock().insert(id);
+    }
+
+    /// The volume is promised zeroes, or is gone.
+    pub(super) fn remove_unpromised(&self, id: ThinId) {
+        self.unpromised.lock().remove(&id);
+    }
+
+    /// Opens a volume that `holds_something` or not: [`Pool::close_volume`] must follow.
+    pub(crate) fn open_volume(&self, id: ThinId, holds_something: bool) -> Arc<Volume> {
+        let zero_always = holds_something || !self.unpromised.lock().contains(&id);
         let mut volumes = self.volumes.lock();
         let volume = volumes.entry(id).or_insert_with(|| {
             Arc::new(Volume {
@@ -299,7 +313,14 @@ impl Pool {
         self.push(Event::Run(Box::new(move |worker| {
             work(worker, Answer(tx));
         })));
-        rx.recv().map_err(|_| WorkerGone)
+        loop {
+            match rx.try_recv() {
+                Ok(answer) => return Ok(answer),
+                Err(mpsc::TryRecvError::Disconnected) => return Err(WorkerGone),
+                Err(mpsc::TryRecvError::Empty) if simulate(Waiting::ForActors) => {}
+                Err(mpsc::TryRecvError::Empty) => return rx.recv().map_err(|_| WorkerGone),
+            }
+        }
     }
 
     /// Hands a volume's request to the worker.

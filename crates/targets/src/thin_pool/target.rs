@@ -19,13 +19,13 @@ use super::journal::{self, Entry, Journal};
 use super::metadata_dev::BlockMetadataDevice;
 use super::mode::Mode;
 use super::pool::{Conflict, NewPool, Pool, PoolRef, PoolRegistry};
+use super::tuning::PoolTuning;
 use super::worker::{Binding, PoolActor, Refusal, WorkerState, not_in_this_mode};
 use super::{message, status};
 
 /// Clean metadata blocks kept in memory: 64 MiB.
 const CACHE_BLOCKS: usize = 16384;
-/// Copy buffers of one pool: 4 MiB, in pieces of at most 512 KiB.
-const COPY_BUFFER_SECTORS: u64 = 8192;
+/// Copies are done in pieces of at most 512 KiB.
 const COPY_PIECE_SECTORS_MAX: u64 = 1024;
 /// Sectors of a metadata block.
 const METADATA_BLOCK_SECTORS: u64 = 8;
@@ -120,7 +120,8 @@ fn create_pool(
         _ => None,
     };
     let piece = args.block.raw().min(COPY_PIECE_SECTORS_MAX);
-    let buffers = usize::try_from(COPY_BUFFER_SECTORS / piece).unwrap_or(1);
+    let sizes = cx.env.shared.of::<PoolTuning>().sizes();
+    let buffers = usize::try_from((sizes.copy_buffer_sectors / piece).max(1)).unwrap_or(1);
     let copier = Copier::new(Sector(piece), buffers);
     let low_water = status::metadata_low_water(device_blocks(metadata));
     let pool = Arc::new(Pool::new(NewPool {
@@ -129,7 +130,7 @@ fn create_pool(
         data: data.clone(),
         metadata: opened,
         features: args.features,
-        worker: WorkerState::new(copier, low_water, journal),
+        worker: WorkerState::new(copier, low_water, sizes, journal),
     }));
     let name = format!("thin-{}", cx.dev_no.minor);
     let actor = Arc::new(PoolActor(pool.clone()));

@@ -195,6 +195,9 @@ impl Worker<'_> {
                 }
             }
         };
+        // A deliberately broken order, for the test that the simulator sees such things.
+        #[cfg(feature = "canary")]
+        commit.write().map_err(|error| (error, Written::Maybe))?;
         let flushed = thinmap_block::flush(&**self.pool.data_dev());
         let written = if flushed.is_ok() {
             commit.write()

@@ -107,6 +107,19 @@ impl Worker<'_> {
         self.after_good_commit();
     }
 
+    /// A commit, or with nothing to commit the data device's flush alone: everything acknowledged is durable afterwards, as
+    /// after the kernel's `commit` (which flushes the data device whatever changed).
+    pub(super) fn commit_or_flush(&mut self) {
+        if self.pool.dirty.load(SeqCst) {
+            self.commit();
+            return;
+        }
+        let status = thinmap_block::flush(&**self.pool.data_dev());
+        if !status.is_ok() {
+            tracing::error!(pool = %self.pool.dev_no, "thin: cannot flush the data device: {status:?}");
+        }
+    }
+
     /// What is in the journal is committed, or given up.
     pub(super) fn reset_journal(&mut self) {
         let reset = self.state.journal.as_ref().map(Journal::reset);

@@ -79,6 +79,11 @@ impl Worker<'_> {
         if let Err(unchanged) = done {
             return answer.give(Err(self.refused(message, unchanged)));
         }
+        match message {
+            Message::CreateThin(id) => self.pool.add_unpromised(id),
+            Message::Delete(id) => self.pool.remove_unpromised(id),
+            _ => {}
+        }
         if let Message::CreateSnap { origin, .. } = message
             && let Some(volume) = self.pool.volume_if_open(origin)
         {
@@ -293,7 +298,7 @@ impl Worker<'_> {
                     return worker.quiesce_again(answer);
                 }
                 worker.mark_dirty_if_changed();
-                worker.commit();
+                worker.commit_or_flush();
                 answer.give(());
             }),
         );

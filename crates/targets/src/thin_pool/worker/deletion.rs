@@ -11,12 +11,8 @@ use super::Worker;
 use super::changes::{Change, Unchanged};
 use crate::thin_pool::mode::Mode;
 
-/// Volumes with no more metadata blocks of their own than this (1 MiB) are deleted in the message.
-const AT_ONCE_NODES: u64 = 256;
-/// Leaves dropped in one step: some 4,000 mappings, well under a millisecond when they are in memory.
-const STEP_NODES: u64 = 16;
-/// Leaves read ahead of the steps that drop them, many at once.
-const READ_NODES: u64 = 4 * STEP_NODES;
+/// Leaves read ahead of the steps that drop them, many at once: so many times a step's.
+const STEPS_READ_AHEAD: u64 = 4;
 /// Steps that one allocation or commit may wait for at a time...
 const STEPS_WAITED_FOR: u32 = 32;
 /// ... with a commit after so many.
@@ -29,14 +25,17 @@ enum Step {
     Mappings(u64),
 }
 
-/// A step is tried again smaller when the metadata device has no room for it: one mapping touches a handful of blocks.
-const STEPS: [Step; 5] = [
-    Step::Leaves(STEP_NODES),
-    Step::Leaves(1),
-    Step::Mappings(64),
-    Step::Mappings(8),
-    Step::Mappings(1),
-];
+/// The steps to try, of at most `nodes` leaves: smaller when the metadata device has no room for it; one mapping touches a handful
+/// of blocks.
+fn steps(nodes: u64) -> [Step; 5] {
+    [
+        Step::Leaves(nodes),
+        Step::Leaves(1),
+        Step::Mappings(64),
+        Step::Mappings(8),
+        Step::Mappings(1),
+    ]
+}
 
 impl Step {
     fn take(self, metadata: &mut PoolMetadata) -> thinmap_thin_metadata::Result<DeletionStep> {
@@ -50,9 +49,13 @@ impl Step {
 impl Worker<'_> {
     /// `delete <id>`; for a large volume its first step only.
     pub(super) fn delete_volume(&mut self, id: ThinId) -> Result<(), Unchanged> {
+        let sizes = self.state.sizes;
         let mut deleted = Err(Unchanged::Full);
         for (at_once, first) in [
-            (AT_ONCE_NODES, Some(Step::Leaves(STEP_NODES))),
+            (
+                sizes.delete_at_once_nodes,
+                Some(Step::Leaves(sizes.delete_step_nodes)),
+            ),
             // With less and less work in one transaction, for a metadata device that is full.
             (0, Some(Step::Leaves(1))),
             (0, None),
@@ -78,8 +81,9 @@ impl Worker<'_> {
 
     /// `release_metadata_snap`; what only it held of large volumes goes in the background.
     pub(super) fn release_held_root(&mut self) -> Result<(), Unchanged> {
+        let at_once_nodes = self.state.sizes.delete_at_once_nodes;
         let mut released = Err(Unchanged::Full);
-        for at_once in [AT_ONCE_NODES, 0] {
+        for at_once in [at_once_nodes, 0] {
             released = self.change(Change::Frees, None, |metadata| {
                 Ok((metadata.begin_release(at_once)?, Vec::new()))
             });
@@ -137,8 +141,10 @@ impl Worker<'_> {
 
     fn deletion_step(&mut self) {
         // What must be read is read while look-ups go on.
-        self.pool.metadata.read().read_for_deletion(READ_NODES);
-        for step in STEPS {
+        let nodes = self.state.sizes.delete_step_nodes;
+        let ahead = STEPS_READ_AHEAD * nodes;
+        self.pool.metadata.read().read_for_deletion(ahead);
+        for step in steps(nodes) {
             let taken = self.change(Change::Frees, None, |metadata| {
                 Ok((step.take(metadata)?, Vec::new()))
             });

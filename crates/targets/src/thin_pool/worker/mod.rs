@@ -28,6 +28,7 @@ use self::ranges::RangeJob;
 use super::journal::{Entry, Journal};
 use super::mode::Mode;
 use super::pool::Pool;
+use super::tuning::Sizes;
 use crate::thin::Port;
 
 /// Metadata that changed is committed at least this often.
@@ -118,6 +119,7 @@ pub struct WorkerState {
     metadata_low_triggered: bool,
     metadata_low_water: u64,
     reflink: bool,
+    sizes: Sizes,
     /// Deleted volumes may still hold space.
     deleting: bool,
     /// Metadata blocks that were left when the pool ran out of room for what it was to do.
@@ -158,7 +160,12 @@ impl Wait {
 }
 
 impl WorkerState {
-    pub(super) fn new(copier: Copier, metadata_low_water: u64, journal: Option<Journal>) -> Self {
+    pub(super) fn new(
+        copier: Copier,
+        metadata_low_water: u64,
+        sizes: Sizes,
+        journal: Option<Journal>,
+    ) -> Self {
         Self {
             todo: Default::default(),
             retry: Vec::new(),
@@ -180,6 +187,7 @@ impl WorkerState {
             metadata_low_triggered: false,
             metadata_low_water,
             reflink: true,
+            sizes,
             deleting: false,
             room_when_full: 0,
             finding_metadata: false,

@@ -15,7 +15,7 @@ use thinmap_units::{BlkStatus, DataBlock, Sector, VirtBlock};
 
 use super::changes::{Change, Made, Unchanged, full};
 use super::commit::AfterCommit;
-use super::{Entry, Work, Worker};
+use super::{Entry, Event, Work, Worker};
 use crate::thin::Port;
 
 /// Blocks unmapped in one step...
@@ -89,6 +89,7 @@ impl Worker<'_> {
             volume
                 .zero_always
                 .store(true, std::sync::atomic::Ordering::SeqCst);
+            self.pool.remove_unpromised(volume.id);
         }
         if one_block && !unmaps {
             return self.block_request(port, io);
@@ -219,9 +220,10 @@ impl Worker<'_> {
     fn unmapped_some(&mut self, job: Box<RangeJob>, runs: Vec<DataRun>) {
         if runs.is_empty() {
             self.state.todo.push_back(Work::Range(job));
-        } else if self.state.replaced {
+        } else if self.state.replaced || job.io.op == Op::WriteZeroes {
             // CRASH: another volume that has just got its own copy of one of the blocks maps the old one again after
-            // a power cut; until that is committed the old one keeps its data.
+            // a power cut; until that is committed the old one keeps its data. And a block that is to read as zeroes would, mapped
+            // again, read as whatever a discard leaves.
             let wait = AfterCommit::PassDown(job, runs);
             self.state.after_commit.push(wait);
         } else {
@@ -362,15 +364,17 @@ impl Worker<'_> {
             ..flags
         };
         let port = job.port.clone();
-        let job_end = self.job_end();
+        let pool = self.pool.clone();
+        // Not counted among the jobs in flight: the children are, each for itself, and while the pool is suspended or has no
+        // space they wait, which a suspend must not wait for.
         let end = Box::new(move |status: BlkStatus| {
-            job_end(Box::new(move |worker| {
+            pool.push(Event::Run(Box::new(move |worker: &mut Worker<'_>| {
                 if status.is_ok() {
-                    worker.state.todo.push_back(Work::Range(job));
+                    worker.take_in(Work::Range(job));
                 } else {
                     job.io.complete(status);
                 }
-            }));
+            })));
         });
         let mut children = Vec::new();
         Fan::run(parts, flags, end, |io| children.push(io));

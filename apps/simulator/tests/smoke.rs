@@ -1,0 +1,77 @@
+//! A few hundred seeds, those that have failed before, and that a seed is a run.
+
+#![cfg(not(feature = "canary"))]
+
+use std::collections::HashSet;
+
+use thinmap_simulator::{Outcome, run, run_short};
+
+fn passed(seed: u64, outcome: &Outcome) {
+    if let Some(failure) = &outcome.failure {
+        panic!(
+            "seed {seed}: {failure}\nsee it with: cargo run --release -p thinmap-simulator -- --log {seed}"
+        );
+    }
+}
+
+#[test]
+fn many_seeds_lose_no_flushed_write() {
+    let seeds = std::env::var("THINMAP_SEEDS").map_or(600, |n| n.parse().expect("a number"));
+    let (mut images, mut steps, mut fault_runs) = (HashSet::new(), 0, 0);
+    for seed in 0..seeds {
+        let outcome = run(seed);
+        passed(seed, &outcome);
+        steps += outcome.steps;
+        fault_runs += u64::from(outcome.fault_run);
+        images.extend(outcome.images);
+    }
+    println!(
+        "{seeds} seeds, {steps} steps, {} crash points, {fault_runs} fault runs",
+        images.len()
+    );
+    assert!(
+        images.len() as u64 > seeds && fault_runs * 5 > seeds,
+        "hardly anything was tried"
+    );
+}
+
+#[test]
+fn seeds_that_once_failed_pass() {
+    let list = include_str!("../regressions.txt").lines();
+    for line in list.filter(|line| !line.starts_with('#')) {
+        let seed = line.split(' ').next().and_then(|seed| seed.parse().ok());
+        let seed = seed.expect("a seed begins each line");
+        passed(seed, &run(seed));
+    }
+}
+
+#[test]
+fn the_same_seed_is_the_same_run() {
+    for seed in 0..40 {
+        let (one, two) = (run(seed), run(seed));
+        assert_eq!(one.trace, two.trace, "seed {seed}");
+        assert_eq!(one.images, two.images, "seed {seed}");
+    }
+    assert_ne!(run(1).trace, run(2).trace);
+}
+
+#[test]
+fn every_cut_of_short_lives_with_every_subset_of_few_writes() {
+    let (mut images, mut cuts) = (HashSet::new(), [0, 0]);
+    for seed in 0..100 {
+        let outcome = run_short(seed);
+        passed(seed, &outcome);
+        cuts = [cuts[0] + outcome.cuts[0], cuts[1] + outcome.cuts[1]];
+        images.extend(outcome.images);
+    }
+    println!(
+        "{} cuts, {} of them with every subset; {} images",
+        cuts[0],
+        cuts[1],
+        images.len()
+    );
+    assert!(
+        cuts[1] * 2 > cuts[0] && images.len() > 1000,
+        "too little was looked at"
+    );
+}

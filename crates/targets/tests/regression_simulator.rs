@@ -1,0 +1,141 @@
+//! What the simulator has found, each as the shortest test that shows it.
+
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test that cannot be set up has failed"
+)]
+
+mod support;
+mod thin_support;
+
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use thinmap_block::backing::MemoryDevice;
+use thinmap_block::{BlockDevice, Io, IoFlags, Op, QueueLimits};
+use thinmap_dm::MappedDevice;
+use thinmap_units::Sector;
+
+use support::{load, read_bytes, request, resume, write_fill};
+use thin_support::{BLOCK, Lab, PoolLab, SUSPEND, check_clean, flagged, info, message, until};
+
+const NO_UNMAP: IoFlags = IoFlags {
+    fua: false,
+    no_unmap: true,
+};
+
+/// Requests in the order in which they came, of several devices.
+type Log = Arc<Mutex<Vec<(&'static str, Op)>>>;
+
+struct Logged {
+    name: &'static str,
+    log: Log,
+    below: MemoryDevice,
+}
+
+impl BlockDevice for Logged {
+    fn limits(&self) -> QueueLimits {
+        self.below.limits()
+    }
+
+    fn size(&self) -> Sector {
+        self.below.size()
+    }
+
+    fn submit(&self, io: Io) {
+        self.log.lock().push((self.name, io.op));
+        self.below.submit(io);
+    }
+}
+
+/// A pool whose devices tell what they are asked for, and its volume 0.
+fn logged_pool() -> (Lab, Log, Arc<MappedDevice>, Arc<MappedDevice>) {
+    let (lab, log) = (Lab::new(), Log::default());
+    for (name, sectors) in [("meta", 8192), ("data", 64 * BLOCK)] {
+        let below = MemoryDevice::new(Sector(sectors));
+        let log = log.clone();
+        lab.add(name, Arc::new(Logged { name, log, below }));
+    }
+    let pool = lab.live("pool", "0 8192 thin-pool meta data 128 0");
+    message(&pool, "create_thin 0").unwrap();
+    let volume = lab.live("t", "0 8192 thin pool 0");
+    (lab, log, pool, volume)
+}
+
+fn end(devices: [Arc<MappedDevice>; 2]) {
+    devices.iter().for_each(|dev| dev.destroy());
+}
+
+/// The pool's suspend waited for the write-zeroes, which waited for the pool to be resumed: growing a full pool hung.
+#[test]
+fn a_pool_grows_while_a_write_zeroes_waits_for_space() {
+    let lab = Lab::new();
+    let meta = lab.memory("meta", 8192);
+    lab.memory("data", 16 * BLOCK);
+    let table = |blocks: u64| format!("0 {} thin-pool meta data {BLOCK} 0", blocks * BLOCK);
+    let pool = lab.live("pool", &table(4));
+    message(&pool, "create_thin 0").unwrap();
+    let t = lab.live("t", &format!("0 {} thin pool 0", 8 * BLOCK));
+    let zeroing = {
+        let t = t.clone();
+        std::thread::spawn(move || flagged(&*t, Op::WriteZeroes, NO_UNMAP, 0, 8 * BLOCK, 0))
+    };
+    until("out of space", || info(&pool).contains("out_of_data_space"));
+    let growing = {
+        let (pool, table) = (pool.clone(), table(16));
+        std::thread::spawn(move || load(&pool, &table).and_then(|()| resume(&pool)))
+    };
+    until("grown", || growing.is_finished());
+    growing.join().unwrap().unwrap();
+    until("zeroed", || zeroing.is_finished());
+    assert!(zeroing.join().unwrap().is_ok());
+    end([t, pool]);
+    check_clean(&meta);
+}
+
+/// After a power cut before the commit the block is mapped again, and read as what the discard had left.
+#[test]
+fn a_write_zeroes_is_committed_before_its_discard_is_passed_down() {
+    let (_lab, log, pool, t) = logged_pool();
+    assert!(write_fill(&*t, 0, BLOCK, 7).is_ok());
+    assert!(request(&*t, Op::Flush, 0, 0).is_ok());
+    log.lock().clear();
+    assert!(request(&*t, Op::WriteZeroes, 0, BLOCK).is_ok());
+    let done = log.lock().clone();
+    let first = |what| done.iter().position(|one| *one == what);
+    let discard = first(("data", Op::Discard)).expect("passed down");
+    let commit = first(("meta", Op::Flush)).expect("committed");
+    assert!(commit < discard, "{done:?}");
+    end([t, pool]);
+}
+
+/// A clean stop left writes in the data device's cache when there was no metadata to commit.
+#[test]
+fn a_suspended_pool_has_flushed_its_data_device() {
+    let (_lab, log, pool, t) = logged_pool();
+    assert!(write_fill(&*t, 0, BLOCK, 7).is_ok());
+    assert!(request(&*t, Op::Flush, 0, 0).is_ok());
+    assert!(write_fill(&*t, 0, 8, 8).is_ok());
+    log.lock().clear();
+    pool.suspend(SUSPEND).unwrap();
+    assert!(log.lock().contains(&("data", Op::Flush)));
+    end([t, pool]);
+}
+
+/// A volume that holds nothing was taken for one that was never promised anything.
+#[test]
+fn zeroes_promised_to_an_emptied_volume_hold_after_a_restart() {
+    let features = "2 skip_block_zeroing no_discard_passdown";
+    let one = PoolLab::new(16, features);
+    let t = one.volume(0, 4);
+    assert!(write_fill(&*t, 0, BLOCK, 7).is_ok());
+    assert!(request(&*t, Op::WriteZeroes, 0, BLOCK).is_ok());
+    end([t, one.pool]);
+    let table = format!("0 {} thin-pool meta data {BLOCK} 0 {features}", 16 * BLOCK);
+    let pool = one.lab.live("again", &table);
+    let t = one.lab.live("t", &format!("0 {} thin again 0", 4 * BLOCK));
+    assert!(write_fill(&*t, 0, 8, 1).is_ok());
+    let (bytes, status) = read_bytes(&*t, 8, BLOCK - 8);
+    assert!(status.is_ok() && bytes.iter().all(|byte| *byte == 0));
+    end([t, pool]);
+}
