@@ -6,7 +6,8 @@
 SECTORS=2048
 K32=00112233445566778899aabbccddeeff0f1e2d3c4b5a69788796a5b4c3d2e1f0
 K64=${K32}8f7e6d5c4b3a29180706f5e4d3c2b1a0102030405060708090a0b0c0d0e0f001
-K48=${K64%????????????????????????????????}
+# 192 bits.
+K48=$(printf %.48s "$K64")
 
 # Number, cipher, key, IV offset, features.
 MAPPINGS="0 aes-xts-plain64 $K64 0
