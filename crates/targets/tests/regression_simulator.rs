@@ -139,3 +139,29 @@ fn zeroes_promised_to_an_emptied_volume_hold_after_a_restart() {
     assert!(status.is_ok() && bytes.iter().all(|byte| *byte == 0));
     end([t, pool]);
 }
+
+/// A write-zeroes of a part of an unmapped block is done by leaving it unmapped, too: a later write to the rest of the block brought
+/// the old data of another volume up where zeroes had been asked for.
+#[test]
+fn zeroes_promised_to_a_part_of_an_unmapped_block_hold() {
+    let one = PoolLab::new(2, "2 skip_block_zeroing no_discard_passdown");
+    // All the pool's blocks have held something.
+    let old = one.volume(0, 2);
+    assert!(write_fill(&*old, 0, 2 * BLOCK, 7).is_ok());
+    old.destroy();
+    message(&one.pool, "delete 0").unwrap();
+    let t = one.volume(1, 2);
+    assert!(request(&*t, Op::WriteZeroes, 8, 8).is_ok());
+    // From the middle of one block to the middle of the next: two edges and no whole block.
+    assert!(request(&*t, Op::WriteZeroes, BLOCK - 8, 16).is_ok());
+    assert!(write_fill(&*t, 16, 8, 1).is_ok());
+    assert!(write_fill(&*t, BLOCK + 8, 8, 1).is_ok());
+    for (first, sectors) in [(8, 8), (BLOCK - 8, 16)] {
+        let (bytes, status) = read_bytes(&*t, first, sectors);
+        assert!(
+            status.is_ok() && bytes.iter().all(|byte| *byte == 0),
+            "{first}"
+        );
+    }
+    end([t, one.pool]);
+}

@@ -114,7 +114,8 @@ impl Worker<'_> {
     fn unmapped(&mut self, port: Arc<Port>, io: Io, place: Place) {
         if io.op != Op::Read {
             if io.op == Op::WriteZeroes && port.origin.is_none() && !io.flags.no_unmap {
-                // It reads as zeroes already.
+                // It reads as zeroes already, and has to from now on.
+                self.promise_zeroes(&port);
                 return self.complete_durably(io);
             }
             return self.provision(port, io, place);
