@@ -9,12 +9,14 @@ mod support;
 mod thin_support;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::SeqCst};
 
-use parking_lot::Mutex;
+use parking_lot::{Condvar, Mutex};
 use thinmap_block::backing::MemoryDevice;
-use thinmap_block::{BlockDevice, Io, IoFlags, Op, QueueLimits};
+use thinmap_block::{BlockDevice, EndIo, Io, IoFlags, Op, QueueLimits};
 use thinmap_dm::MappedDevice;
-use thinmap_units::Sector;
+use thinmap_runtime::IoBuf;
+use thinmap_units::{BlkStatus, Sector};
 
 use support::{load, read_bytes, request, resume, write_fill};
 use thin_support::{BLOCK, Lab, PoolLab, SUSPEND, check_clean, flagged, info, message, until};
@@ -164,4 +166,110 @@ fn zeroes_promised_to_a_part_of_an_unmapped_block_hold() {
         );
     }
     end([t, one.pool]);
+}
+
+/// A metadata device whose flushes can be held up, and fail.
+struct Gate {
+    below: MemoryDevice,
+    held: Mutex<bool>,
+    changed: Condvar,
+    /// A flush is being held up.
+    reached: AtomicBool,
+    /// So many flushes fail.
+    failures: AtomicU32,
+}
+
+impl Gate {
+    fn new(sectors: u64) -> Arc<Self> {
+        Arc::new(Self {
+            below: MemoryDevice::new(Sector(sectors)),
+            held: Mutex::new(false),
+            changed: Condvar::new(),
+            reached: AtomicBool::new(false),
+            failures: AtomicU32::new(0),
+        })
+    }
+
+    fn hold(&self, hold: bool) {
+        *self.held.lock() = hold;
+        self.changed.notify_all();
+    }
+
+    fn fail_next_flush(&self) {
+        self.failures.store(1, SeqCst);
+    }
+}
+
+impl BlockDevice for Gate {
+    fn limits(&self) -> QueueLimits {
+        self.below.limits()
+    }
+
+    fn size(&self) -> Sector {
+        self.below.size()
+    }
+
+    fn submit(&self, io: Io) {
+        if io.op == Op::Flush {
+            let mut held = self.held.lock();
+            while *held {
+                self.reached.store(true, SeqCst);
+                self.changed.wait(&mut held);
+            }
+            drop(held);
+            if self.failures.swap(0, SeqCst) > 0 {
+                return io.complete(BlkStatus::IoErr);
+            }
+        }
+        self.below.submit(io);
+    }
+}
+
+/// How a request ended, once it has.
+#[derive(Default)]
+struct Ended(Mutex<Option<BlkStatus>>);
+
+impl EndIo for Ended {
+    fn end_io(self: Arc<Self>, _io: Io, _tag: u64, status: BlkStatus) {
+        *self.0.lock() = Some(status);
+    }
+}
+
+fn submit_write(dev: &MappedDevice, sector: u64, sectors: u64) -> Arc<Ended> {
+    let ended = Arc::new(Ended::default());
+    let buf = IoBuf::alloc(sectors as usize * 512);
+    let (sector, sectors) = (Sector(sector), Sector(sectors));
+    dev.submit(Io::new(Op::Write, sector, sectors, buf, ended.clone(), 0));
+    ended
+}
+
+/// Where metadata is scarce an insertion is one step with its commit. A second write to the block saw the mapping before it was
+/// durable and was answered well; then the commit failed, and a flush succeeded although the write was gone.
+#[test]
+fn nobody_writes_by_a_mapping_whose_own_commit_may_still_fail() {
+    let (lab, meta) = (Lab::new(), Gate::new(24 * 8));
+    lab.add("meta", meta.clone());
+    lab.memory("data", 16 * BLOCK);
+    let table = format!("0 {} thin-pool meta data {BLOCK} 0", 16 * BLOCK);
+    let pool = lab.live("pool", &format!("{table} 1 skip_block_zeroing"));
+    message(&pool, "create_thin 0").unwrap();
+    let t = lab.live("t", &format!("0 {} thin pool 0", 8 * BLOCK));
+    meta.hold(true);
+    let first = submit_write(&t, 0, 8);
+    until("the commit is under way", || meta.reached.load(SeqCst));
+    // The data device answers at once: by the mapping this one would have ended when `submit_write` returns.
+    let second = submit_write(&t, 8, 8);
+    assert_eq!(
+        *second.0.lock(),
+        None,
+        "answered before the mapping is durable"
+    );
+    meta.fail_next_flush();
+    meta.hold(false);
+    until("both have ended", || {
+        first.0.lock().is_some() && second.0.lock().is_some()
+    });
+    assert_eq!(*first.0.lock(), Some(BlkStatus::IoErr));
+    assert_eq!(*second.0.lock(), Some(BlkStatus::IoErr));
+    end([t, pool]);
 }
