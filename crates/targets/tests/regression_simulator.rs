@@ -273,3 +273,34 @@ fn nobody_writes_by_a_mapping_whose_own_commit_may_still_fail() {
     assert_eq!(*second.0.lock(), Some(BlkStatus::IoErr));
     end([t, pool]);
 }
+
+/// Changes that were given up while nobody had the volume open were forgotten: whoever opened it next was told that all is durable.
+#[test]
+fn changes_lost_while_a_volume_is_closed_are_told_of_once() {
+    let (lab, meta) = (Lab::new(), Gate::new(8192));
+    lab.add("meta", meta.clone());
+    lab.memory("data", 16 * BLOCK);
+    let pool = lab.live(
+        "pool",
+        &format!("0 {} thin-pool meta data {BLOCK} 0", 16 * BLOCK),
+    );
+    message(&pool, "create_thin 0").unwrap();
+    let open = || lab.live("t", &format!("0 {} thin pool 0", 8 * BLOCK));
+    let t = open();
+    // Held up, so that it cannot be committed before the volume is closed and the fault is there.
+    meta.hold(true);
+    assert!(write_fill(&*t, 0, BLOCK, 7).is_ok());
+    t.destroy();
+    meta.fail_next_flush();
+    meta.hold(false);
+    // Commits, if the worker has not done so by itself.
+    let _ = message(&pool, "create_thin 1");
+    assert!(info(&pool).contains(" ro "), "{}", info(&pool));
+    let t = open();
+    assert!(!request(&*t, Op::Flush, 0, 0).is_ok());
+    assert!(!request(&*t, Op::Flush, 0, 0).is_ok());
+    t.destroy();
+    let t = open();
+    assert!(request(&*t, Op::Flush, 0, 0).is_ok());
+    end([t, pool]);
+}

@@ -33,6 +33,7 @@ impl Worker<'_> {
             Work::Io(port, io) => (port, io),
         };
         if (io.op == Op::Flush || io.flags.fua) && port.volume.has_lost_changes() {
+            port.volume.tell_of_lost_changes();
             return io.complete(BlkStatus::IoErr);
         }
         match io.op {
