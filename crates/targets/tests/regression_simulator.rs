@@ -10,12 +10,13 @@ mod thin_support;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::SeqCst};
+use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
 use thinmap_block::backing::MemoryDevice;
 use thinmap_block::{BlockDevice, EndIo, Io, IoFlags, Op, QueueLimits};
 use thinmap_dm::MappedDevice;
-use thinmap_runtime::IoBuf;
+use thinmap_runtime::{Actor, ActorHandle, Clock, IoBuf, NextTurn, Spawner, ThreadSpawner};
 use thinmap_units::{BlkStatus, Sector};
 
 use support::{load, read_bytes, request, resume, write_fill};
@@ -302,5 +303,67 @@ fn changes_lost_while_a_volume_is_closed_are_told_of_once() {
     t.destroy();
     let t = open();
     assert!(request(&*t, Op::Flush, 0, 0).is_ok());
+    end([t, pool]);
+}
+
+/// Actors on threads that tell when they want their next turn.
+struct Watched {
+    below: ThreadSpawner,
+    next: Arc<Mutex<NextTurn>>,
+}
+
+struct WatchedActor {
+    below: Arc<dyn Actor>,
+    next: Arc<Mutex<NextTurn>>,
+}
+
+impl Actor for WatchedActor {
+    fn turn(&self, now: Duration) -> NextTurn {
+        let next = self.below.turn(now);
+        *self.next.lock() = next;
+        next
+    }
+
+    fn panicked(&self) {
+        self.below.panicked();
+    }
+}
+
+impl Spawner for Watched {
+    fn spawn(&self, name: &str, below: Arc<dyn Actor>) -> std::io::Result<ActorHandle> {
+        let next = self.next.clone();
+        self.below
+            .spawn(name, Arc::new(WatchedActor { below, next }))
+    }
+
+    fn clock(&self) -> Arc<dyn Clock> {
+        self.below.clock()
+    }
+}
+
+/// The worker of a read-only pool woke up every second, for ever, to commit what it may not commit; and flushes failed from then on.
+#[test]
+fn a_read_only_pool_has_nothing_to_commit() {
+    let next = Arc::new(Mutex::new(NextTurn::Stop));
+    let spawner = Arc::new(Watched {
+        below: ThreadSpawner::new(),
+        next: next.clone(),
+    });
+    let lab = Lab::with(spawner.clone(), spawner.clock());
+    lab.memory("meta", 8192);
+    lab.memory("data", 16 * BLOCK);
+    let table = format!("0 {} thin-pool meta data {BLOCK} 0", 16 * BLOCK);
+    let pool = lab.live("pool", &table);
+    message(&pool, "create_thin 0").unwrap();
+    load(&pool, &format!("{table} 1 read_only")).unwrap();
+    resume(&pool).unwrap();
+    let t = lab.live("t", &format!("0 {} thin pool 0", 8 * BLOCK));
+    let fua = IoFlags {
+        fua: true,
+        no_unmap: false,
+    };
+    assert!(flagged(&*t, Op::WriteZeroes, fua, 0, 8, 0).is_ok());
+    assert!(request(&*t, Op::Flush, 0, 0).is_ok());
+    until("idle", || *next.lock() == NextTurn::WhenWoken);
     end([t, pool]);
 }

@@ -134,6 +134,10 @@ impl Worker<'_> {
     pub(super) fn complete_durably(&mut self, io: Io) {
         if io.flags.fua && self.pool.dirty.load(SeqCst) {
             self.state.after_commit.push(AfterCommit::Complete(io));
+        } else if io.flags.fua && !self.pool.mode().may_commit() {
+            // There is nothing to commit, only data; and a pool that was called dirty could never be clean again.
+            let flushed = thinmap_block::flush(&**self.pool.data_dev());
+            io.complete(flushed);
         } else if io.flags.fua {
             // The data may be in the data device's cache only.
             self.mark_dirty();
