@@ -14,7 +14,7 @@ fn fio_verifies_an_origin_and_its_snapshot_at_once() {
     if !can_make_block_devices("fio_verifies_an_origin_and_its_snapshot_at_once") {
         return;
     }
-    let world = World::new();
+    let world = World::without_keeper();
     world.sh(&format!(
         "head -c {bytes} /dev/urandom >base; truncate -s 200M first written passing
          dmsetup create base --table '0 {SECTORS} linear '$PWD'/base 0'

@@ -137,7 +137,8 @@ mkdir -p /dev/mapper
 for module in dm-mod dm-zero dm-snapshot dm-thin-pool loop; do
     modprobe -d {modules} $module
 done
-for module in dm-crypt xts cbc ecb essiv; do
+# Ciphers first: the key types that dm-crypt knows try theirs when they are loaded.
+for module in aes_generic sha256_generic hmac cbc ecb xts essiv dm-crypt; do
     modprobe -d {modules} $module
 done
 dmesg -n 1

@@ -309,15 +309,15 @@ pub fn kill_and_wait(pid: i32) {
     };
     let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
     for _ in 0..500 {
-        // A zombie of ours or of init is as good as gone.
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero()))
-            .unwrap_or_default();
-        if stat.is_empty()
-            || stat
-                .rsplit(") ")
-                .next()
-                .is_some_and(|rest| rest.starts_with('Z'))
-        {
+        // A zombie of ours or of init is as good as gone, once its other threads have let go of its files.
+        let proc = format!("/proc/{}", pid.as_raw_nonzero());
+        let stat = std::fs::read_to_string(format!("{proc}/stat")).unwrap_or_default();
+        let is_zombie = stat
+            .rsplit(") ")
+            .next()
+            .is_some_and(|rest| rest.starts_with('Z'));
+        let threads = std::fs::read_dir(format!("{proc}/task")).map_or(0, Iterator::count);
+        if stat.is_empty() || (is_zombie && threads <= 1) {
             return;
         }
         std::thread::sleep(std::time::Duration::from_millis(10));

@@ -31,6 +31,10 @@ pub fn run(options: &DaemonOptions) -> anyhow::Result<i32> {
     if options.detach {
         return detach(options);
     }
+    if options.kept {
+        // Before the link's thread, which would keep all that this one has.
+        thinmap_daemon::give_up_privileges();
+    }
     // Before any descriptor is opened: it must not be taken for the keeper's.
     let link = options.kept.then(KeeperLink::from_stdin).transpose()?;
     if !options.kept {

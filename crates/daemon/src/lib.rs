@@ -25,3 +25,4 @@ pub use access::{Access, AccessError, AccessSection};
 pub use config::{Config, ConfigError, ConfigFile, ContinuitySection};
 pub use daemon::Daemon;
 pub use lifecycle::{RunError, run};
+pub use privileges::give_up as give_up_privileges;

@@ -44,6 +44,9 @@ pub struct SavedDevice {
     pub live: Option<SavedTable>,
     /// The table that waits for a resume.
     pub inactive: Option<SavedTable>,
+    /// A table is not noted, for it holds keys: those are in no file.
+    #[serde(default)]
+    pub held_keys: bool,
 }
 
 /// A table as `dmsetup table` prints it.
@@ -83,7 +86,11 @@ impl SavedDevice {
             inactive: facts
                 .inactive
                 .and_then(|t| table(device, WhichTable::Inactive, t.read_only)),
+            held_keys: false,
         };
+        saved.held_keys = [WhichTable::Live, WhichTable::Inactive]
+            .into_iter()
+            .any(|which| holds_keys(device, which));
         if ahead_of_resume {
             saved.suspended = false;
             saved.live = saved.inactive.take().or(saved.live);
@@ -106,7 +113,16 @@ impl SavedDevice {
     }
 }
 
+/// Whether a table line has a key among its words.
+fn holds_keys(device: &Device, which: WhichTable) -> bool {
+    let lines = device.md.table_status(StatusKind::Info, which, true);
+    lines.is_some_and(|lines| lines.iter().any(|line| line.target == "crypt"))
+}
+
 fn table(device: &Device, which: WhichTable, read_only: bool) -> Option<SavedTable> {
+    if holds_keys(device, which) {
+        return None;
+    }
     let status = device.md.table_status(StatusKind::Table, which, true)?;
     let lines = status
         .into_iter()

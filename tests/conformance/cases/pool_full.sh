@@ -121,7 +121,7 @@ title 'what gives room'
 run dmsetup remove u
 run dmsetup message p 0 "set_transaction_id 0 1"
 run dmsetup message p 0 "delete 1"
-told
+run dmsetup status p
 run dmsetup remove t
 run dmsetup remove p
 run dmsetup remove big

@@ -107,10 +107,7 @@ fn perform(call: &Invocation<'_>, matches: &ArgMatches) -> Result<(), ToolError>
         );
         return Ok(());
     }
-    match matches
-        .get_one::<String>("numeric-only")
-        .map(String::as_str)
-    {
+    match matches.get_one::<&str>("numeric-only").copied() {
         Some("short") => println!("{number}{}", unit.letter),
         Some(_) => println!("{number}{}", unit.name),
         None => println!("{number}"),
