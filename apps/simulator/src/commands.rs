@@ -242,6 +242,12 @@ impl Administrator {
         self.daemon.resume(&selector(name), options).map(|_| ())
     }
 
+    /// A resume that failed leaves the new table in place, suspended.
+    fn is_suspended(&self, name: &str) -> bool {
+        let status = self.daemon.status(&selector(name));
+        status.is_ok_and(|info| info.suspended)
+    }
+
     fn load_pool(&self) -> Result<(), DmError> {
         let block = self.world.swarm.layout.block;
         let features = &self.features;
@@ -504,12 +510,13 @@ impl Administrator {
 
     fn reload(&mut self) {
         let reloaded = self.load_pool().and_then(|()| self.resume(POOL));
-        if let Err(error) = reloaded
-            && !self.world.swarm.has_faults()
-        {
+        let Err(error) = reloaded else { return };
+        self.world.log(|| format!("reload of the pool: {error}"));
+        if !self.world.swarm.has_faults() {
             self.world
                 .fail(format!("the pool's table is refused: {error}"));
         }
+        self.pool_suspended = self.is_suspended(POOL);
     }
 
     fn suspend_pool(&mut self) {
@@ -520,10 +527,15 @@ impl Administrator {
     }
 
     fn resume_pool(&mut self) {
-        if self.resume(POOL).is_err() && !self.world.swarm.has_faults() {
-            self.world.fail("the pool cannot be resumed");
+        let resumed = self.resume(POOL);
+        if let Err(error) = &resumed {
+            self.world.log(|| format!("resume of the pool: {error}"));
+            if !self.world.swarm.has_faults() {
+                self.world
+                    .fail(format!("the pool cannot be resumed: {error}"));
+            }
         }
-        self.pool_suspended = false;
+        self.pool_suspended = resumed.is_err();
     }
 
     fn metadata_snap(&mut self) {

@@ -86,6 +86,8 @@ struct Entry {
     /// It ended well and covered the cell.
     certain: bool,
     durable: bool,
+    /// A flush has failed, and the volume was opened anew: no flush after that answers for this.
+    doubtful: bool,
     /// No cut can bring it back, but a read that is under way may still find it.
     past: bool,
 }
@@ -252,6 +254,7 @@ impl Oracle {
             ended: NEVER,
             certain: false,
             durable: false,
+            doubtful: false,
             past: false,
         };
         for (of, volume) in &mut self.volumes {
@@ -303,6 +306,15 @@ impl Oracle {
         for_cells(&mut self.volumes, id, 0..NEVER, |history, own| {
             if own {
                 flush(history, submitted, first_read);
+            }
+        });
+    }
+
+    /// The volume is opened anew after a flush of it has failed: whoever had it open knows that what was not durable may be gone.
+    pub fn doubt(&mut self, id: u32) {
+        for_cells(&mut self.volumes, id, 0..NEVER, |history, own| {
+            for entry in history.iter_mut().filter(|e| own && !e.durable) {
+                entry.doubtful = true;
             }
         });
     }
@@ -418,6 +430,7 @@ fn hole() -> History {
         ended: 1,
         certain: true,
         durable: true,
+        doubtful: false,
         past: false,
     }]
 }
@@ -449,7 +462,7 @@ fn is_over(history: &History, e: &Entry, read: u64) -> bool {
 
 fn flush(history: &mut History, submitted: u64, first_read: u64) {
     for entry in history.iter_mut() {
-        entry.durable |= entry.certain && entry.ended < submitted;
+        entry.durable |= entry.certain && !entry.doubtful && entry.ended < submitted;
     }
     prune(history, first_read);
 }
@@ -482,5 +495,6 @@ fn settle(history: &mut History, now: u64) {
         entry.ended = entry.ended.min(now);
         entry.certain = one;
         entry.durable = true;
+        entry.doubtful = false;
     }
 }

@@ -3,7 +3,7 @@
 //! A step ends a disk's request, gives an actor a turn, or has a client submit something; when nothing of that can be
 //! done, time moves on. After a step a power cut may be looked at. Nothing here depends on the machine.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::ops::Range;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -47,6 +47,8 @@ struct State {
     rng: SmallRng,
     oracle: Oracle,
     open: BTreeMap<u32, Arc<dyn BlockDevice>>,
+    /// Volumes of which a flush has failed since they were opened.
+    unflushed: BTreeSet<u32>,
     requests: BTreeMap<u64, Request>,
     last_request: u64,
     left: u32,
@@ -121,6 +123,7 @@ impl World {
                 rng: fork(),
                 oracle: remains.oracle,
                 open: BTreeMap::new(),
+                unflushed: BTreeSet::new(),
                 requests: BTreeMap::new(),
                 last_request: remains.last_request,
                 left: swarm.requests,
@@ -176,7 +179,11 @@ impl World {
 
     /// Clients use this volume from now on.
     pub fn open(&self, id: u32, device: Arc<dyn BlockDevice>) {
-        self.state.lock().open.insert(id, device);
+        let mut state = self.state.lock();
+        state.open.insert(id, device);
+        if state.unflushed.remove(&id) {
+            state.oracle.doubt(id);
+        }
     }
 
     /// Clients no longer use it.
@@ -271,7 +278,7 @@ impl World {
         let what = (chosen as u64) << 32 | which as u64;
         state.trace = mix(state.trace ^ mix(what ^ now.as_nanos() as u64));
         if state.steps > STEPS_MAX {
-            let steps = format!("no end after {STEPS_MAX} steps");
+            let steps = format!("no end after {STEPS_MAX} steps, at {now:?}");
             state.failure.get_or_insert(steps);
         }
         if let Some(bound) = self.swarm.every_subset_of {
@@ -560,6 +567,9 @@ impl World {
         }
         let ok = status.is_ok();
         let Request { volume, cells, .. } = request;
+        if !ok && (request.op == Op::Flush || request.fua) {
+            state.unflushed.insert(volume);
+        }
         let oracle = &mut state.oracle;
         if request.op == Op::Read {
             oracle.read_ended(request.submitted);
@@ -667,7 +677,7 @@ impl Simulation for Steps {
             panic!("waits for ever");
         }
         if self.0.state.lock().steps > STEPS_MAX {
-            panic!("waits without end");
+            panic!("waits without end, at {:?}", self.0.executor.clock_now());
         }
     }
 }

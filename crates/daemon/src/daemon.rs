@@ -304,12 +304,15 @@ impl Daemon {
 
     /// Takes all devices down: flushed and removed top down; what is still open goes by force when asked to.
     pub(crate) fn remove_everything(&self, force: bool) {
+        if force {
+            // A suspended device holds the requests of those that stand on it. Nobody will resume it any more, so neither a removal
+            // nor a flush of those would end.
+            self.devices.all().iter().for_each(|d| resume_as_it_is(d));
+        }
         let _ = self.remove_all(false);
         if !force {
             return;
         }
-        // A suspended device holds the requests of those that stand on it, and those could not be flushed.
-        self.devices.all().iter().for_each(|d| resume_as_it_is(d));
         loop {
             // Only what nothing stands on: a suspended pool would keep its volumes from being flushed.
             let removed = self

@@ -44,7 +44,7 @@ pub struct Pool {
     pub(crate) shared_reads: DeferredSet,
     /// Ranges of volumes that the worker is changing. Lock order: before `metadata`.
     pub(crate) prison: Mutex<Prison<Work>>,
-    volumes: Mutex<HashMap<ThinId, Arc<Volume>>>,
+    volumes: Mutex<Volumes>,
     /// Volumes made in this life to which nobody has promised zeroes: see `docs/decisions/0020`.
     unpromised: Mutex<HashSet<ThinId>>,
     event: Mutex<Option<Arc<TableEvent>>>,
@@ -52,6 +52,16 @@ pub struct Pool {
     inbox: Mutex<Vec<Event>>,
     handle: OnceLock<ActorHandle>,
     pub(super) worker: Mutex<WorkerState>,
+}
+
+/// The open volumes, and what must not be forgotten of those that nobody has open.
+#[derive(Default)]
+struct Volumes {
+    open: HashMap<ThinId, Arc<Volume>>,
+    /// Closed, and changed since the last commit.
+    changed: HashSet<ThinId>,
+    /// Closed, and the changes given up, of which no flush has told yet.
+    lost: HashSet<ThinId>,
 }
 
 /// A thin volume while somebody has it open; one for all devices with its id.
@@ -69,6 +79,8 @@ pub struct Volume {
     changed: AtomicBool,
     /// Changes that its users were told of were given up with a transaction: no flush may succeed any more.
     lost_changes: AtomicBool,
+    /// A flush has failed for that.
+    told: AtomicBool,
 }
 
 impl Volume {
@@ -80,6 +92,11 @@ impl Volume {
     /// Whether flushes must fail, since what they are to make durable is gone.
     pub(crate) fn has_lost_changes(&self) -> bool {
         self.lost_changes.load(SeqCst)
+    }
+
+    /// A flush, or a request with FUA, fails for that: whoever opens the volume after this user starts afresh.
+    pub(super) fn tell_of_lost_changes(&self) {
+        self.told.store(true, SeqCst);
     }
 
     /// A snapshot was taken: writes in flight may still go to blocks that it shares.
@@ -228,15 +245,21 @@ impl Pool {
     pub(crate) fn open_volume(&self, id: ThinId, holds_something: bool) -> Arc<Volume> {
         let zero_always = holds_something || !self.unpromised.lock().contains(&id);
         let mut volumes = self.volumes.lock();
-        let volume = volumes.entry(id).or_insert_with(|| {
+        let Volumes {
+            open,
+            changed,
+            lost,
+        } = &mut *volumes;
+        let volume = open.entry(id).or_insert_with(|| {
             Arc::new(Volume {
                 id,
                 opens: AtomicU32::new(0),
                 cells: AtomicU32::new(0),
                 zero_always: AtomicBool::new(zero_always),
                 unsettled: AtomicU32::new(0),
-                changed: AtomicBool::new(false),
-                lost_changes: AtomicBool::new(false),
+                changed: AtomicBool::new(changed.remove(&id)),
+                lost_changes: AtomicBool::new(lost.remove(&id)),
+                told: AtomicBool::new(false),
             })
         });
         volume.opens.fetch_add(1, SeqCst);
@@ -245,26 +268,46 @@ impl Pool {
 
     pub(crate) fn close_volume(&self, volume: &Volume) {
         let mut volumes = self.volumes.lock();
-        if volume.opens.fetch_sub(1, SeqCst) == 1 {
-            volumes.remove(&volume.id);
+        if volume.opens.fetch_sub(1, SeqCst) > 1 {
+            return;
+        }
+        volumes.open.remove(&volume.id);
+        if volume.changed.load(SeqCst) {
+            volumes.changed.insert(volume.id);
+        }
+        if volume.has_lost_changes() && !volume.told.load(SeqCst) {
+            volumes.lost.insert(volume.id);
         }
     }
 
     pub(crate) fn is_open(&self, id: ThinId) -> bool {
-        self.volumes.lock().contains_key(&id)
+        self.volumes.lock().open.contains_key(&id)
     }
 
     pub(super) fn volume_if_open(&self, id: ThinId) -> Option<Arc<Volume>> {
-        self.volumes.lock().get(&id).cloned()
+        self.volumes.lock().open.get(&id).cloned()
     }
 
-    /// The open transaction is durable (`true`) or given up: every open volume takes note.
+    /// The open transaction is durable (`true`) or given up: every volume takes note, open or not.
     pub(super) fn transaction_ended(&self, durable: bool) {
-        for volume in self.volumes.lock().values() {
+        let mut volumes = self.volumes.lock();
+        for volume in volumes.open.values() {
             if volume.changed.swap(false, SeqCst) && !durable {
                 volume.lost_changes.store(true, SeqCst);
+                volume.told.store(false, SeqCst);
             }
         }
+        let closed = std::mem::take(&mut volumes.changed);
+        if !durable {
+            volumes.lost.extend(closed);
+        }
+    }
+
+    /// A new volume has this id: what was known of an earlier one is void.
+    pub(super) fn forget_lost_changes(&self, id: ThinId) {
+        let mut volumes = self.volumes.lock();
+        volumes.changed.remove(&id);
+        volumes.lost.remove(&id);
     }
 
     /// Hands something to the worker. After its end the requests in it fail.

@@ -80,7 +80,11 @@ impl Worker<'_> {
             return answer.give(Err(self.refused(message, unchanged)));
         }
         match message {
-            Message::CreateThin(id) => self.pool.add_unpromised(id),
+            Message::CreateThin(id) => {
+                self.pool.forget_lost_changes(id);
+                self.pool.add_unpromised(id);
+            }
+            Message::CreateSnap { new, .. } => self.pool.forget_lost_changes(new),
             Message::Delete(id) => self.pool.remove_unpromised(id),
             _ => {}
         }

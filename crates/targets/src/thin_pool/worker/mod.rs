@@ -295,7 +295,8 @@ impl Worker<'_> {
         if !state.draining.is_empty() {
             at(state.now + DRAIN_PERIOD);
         }
-        if self.pool.dirty.load(SeqCst) {
+        // A pool that may not commit would wake up for it for ever; its next table, if it gets one, comes with a turn.
+        if self.pool.dirty.load(SeqCst) && self.pool.mode().may_commit() {
             at(state.last_commit + COMMIT_PERIOD);
         }
         if let Some(since) = state.no_space_since {

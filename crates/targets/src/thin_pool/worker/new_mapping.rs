@@ -190,7 +190,12 @@ impl Worker<'_> {
 
     /// Nothing of the block needs to be written besides the guest's data, which may come after the mapping.
     fn insert_then_write(&mut self, mapping: NewMapping, io: Io) {
-        if self.insert(&mapping) {
+        // Where metadata is scarce the insertion is one step with its commit, which may still fail when the mapping can be seen
+        // already: nobody may write by it, and be told so, until it is durable.
+        self.hold_cell(&mapping);
+        let inserted = self.insert(&mapping);
+        self.release(&mapping.port, mapping.place.v.raw());
+        if inserted {
             self.send(mapping.port, io, mapping.place, mapping.data, false);
         } else {
             io.complete(BlkStatus::IoErr);

@@ -6,6 +6,7 @@
 //! allocated under the discard (`held_blocks` keeps them out of the committed counts, see `commit.rs`).
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering::SeqCst;
 
 use parking_lot::Mutex;
 use thinmap_block::{EndIo, Io, IoFlags, Op};
@@ -83,13 +84,8 @@ impl Worker<'_> {
             && self.pool.features().discard_enabled
             && self.pool.mode().may_commit()
             && begin < end;
-        if unmaps && !self.pool.features().zero_new_blocks {
-            // What was promised to read as zeroes must not turn to old data around a later partial write.
-            let volume = &port.volume;
-            volume
-                .zero_always
-                .store(true, std::sync::atomic::Ordering::SeqCst);
-            self.pool.remove_unpromised(volume.id);
+        if unmaps {
+            self.promise_zeroes(&port);
         }
         if one_block && !unmaps {
             return self.block_request(port, io);
@@ -102,6 +98,16 @@ impl Worker<'_> {
             Kind::Zero(first, last, None)
         };
         self.range_step(Box::new(RangeJob::new(port, io, kind)));
+    }
+
+    /// A write-zeroes is to leave something unmapped: what was promised to read as zeroes must not turn to old data around a later
+    /// partial write.
+    pub(super) fn promise_zeroes(&self, port: &Port) {
+        if self.pool.features().zero_new_blocks {
+            return;
+        }
+        port.volume.zero_always.store(true, SeqCst);
+        self.pool.remove_unpromised(port.volume.id);
     }
 
     /// The blocks that lie wholly in a request.

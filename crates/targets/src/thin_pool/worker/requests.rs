@@ -33,6 +33,7 @@ impl Worker<'_> {
             Work::Io(port, io) => (port, io),
         };
         if (io.op == Op::Flush || io.flags.fua) && port.volume.has_lost_changes() {
+            port.volume.tell_of_lost_changes();
             return io.complete(BlkStatus::IoErr);
         }
         match io.op {
@@ -114,7 +115,8 @@ impl Worker<'_> {
     fn unmapped(&mut self, port: Arc<Port>, io: Io, place: Place) {
         if io.op != Op::Read {
             if io.op == Op::WriteZeroes && port.origin.is_none() && !io.flags.no_unmap {
-                // It reads as zeroes already.
+                // It reads as zeroes already, and has to from now on.
+                self.promise_zeroes(&port);
                 return self.complete_durably(io);
             }
             return self.provision(port, io, place);
@@ -132,6 +134,10 @@ impl Worker<'_> {
     pub(super) fn complete_durably(&mut self, io: Io) {
         if io.flags.fua && self.pool.dirty.load(SeqCst) {
             self.state.after_commit.push(AfterCommit::Complete(io));
+        } else if io.flags.fua && !self.pool.mode().may_commit() {
+            // There is nothing to commit, only data; and a pool that was called dirty could never be clean again.
+            let flushed = thinmap_block::flush(&**self.pool.data_dev());
+            io.complete(flushed);
         } else if io.flags.fua {
             // The data may be in the data device's cache only.
             self.mark_dirty();
