@@ -214,6 +214,8 @@ impl Worker<'_> {
 
     fn finish(&mut self, mapping: NewMapping, io: Option<Io>) {
         let inserted = self.insert(&mapping);
+        // Before the guest is told: what it sends next need not find the block held.
+        self.release(&mapping.port, mapping.place.v.raw());
         if let Some(io) = io {
             if inserted {
                 self.complete_durably(io);
@@ -221,7 +223,6 @@ impl Worker<'_> {
                 io.complete(BlkStatus::IoErr);
             }
         }
-        self.release(&mapping.port, mapping.place.v.raw());
     }
 
     /// Data could not be written or read: this request fails, the block stays as it was.
