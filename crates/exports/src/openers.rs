@@ -251,7 +251,7 @@ fn block_dev_no(path: &Path) -> Option<DevNo> {
 
 static LAST: Mutex<Option<(Instant, Scan)>> = Mutex::new(None);
 const KEEP: Duration = Duration::from_millis(10);
-const LOOKS: u32 = 4;
+const LOOKS: u32 = 8;
 const BETWEEN_LOOKS: Duration = Duration::from_millis(10);
 
 #[cfg(test)]

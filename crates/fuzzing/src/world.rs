@@ -71,6 +71,12 @@ impl World {
         self.plain.lock().clear();
     }
 
+    /// Lets go of all devices, which would hold their world for ever.
+    pub fn end(&self) {
+        self.clear();
+        self.mapped.lock().clear();
+    }
+
     /// What mapped devices of this world live in.
     pub fn environment(self: &Arc<Self>) -> Arc<Environment> {
         let spawner = Arc::new(ThreadSpawner::new());

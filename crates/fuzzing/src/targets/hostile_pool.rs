@@ -55,6 +55,7 @@ fn run(bytes: &[u8]) {
     }
     let _ = pool.suspend(SuspendFlags::default());
     pool.destroy();
+    world.end();
 }
 
 fn live(device: &MappedDevice, target: &str, length: u64, params: &str) -> bool {

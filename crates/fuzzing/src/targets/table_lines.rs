@@ -36,6 +36,7 @@ fn run(bytes: &[u8]) {
     for device in devices.into_iter().rev() {
         device.destroy();
     }
+    world.end();
 }
 
 /// `start length target arguments`, a line each. What is no number becomes one by its length, so that the rest is reached.
