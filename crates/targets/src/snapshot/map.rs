@@ -10,7 +10,7 @@ use thinmap_units::BlkStatus;
 
 use super::line::SnapshotLine;
 use super::snapshot::{Snapshot, Start};
-use super::state::Validity;
+use super::state::{Validity, Waiting};
 use super::worker::{Copied, Event};
 
 impl SnapshotLine {
@@ -79,6 +79,8 @@ impl SnapshotLine {
             } else {
                 tracing::error!(%chunk, "snapshot: no room for a write: the snapshot becomes invalid");
                 snapshot.drop_snapshot(&mut state);
+                state.stranded.push(Waiting::Fail(io));
+                return MapOutcome::Submitted;
             }
             return MapOutcome::Kill(io, BlkStatus::IoErr);
         };

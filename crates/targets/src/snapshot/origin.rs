@@ -11,7 +11,7 @@ use arc_swap::ArcSwapOption;
 use parking_lot::{Mutex, RwLock};
 use thinmap_block::{BlockDevice, Io};
 use thinmap_dm::{DeviceId, TableEvent};
-use thinmap_units::Sector;
+use thinmap_units::{BlkStatus, Sector};
 
 use super::snapshot::{Devices, Snapshot, SnapshotRef};
 use super::state::Waiting;
@@ -228,6 +228,7 @@ pub(super) fn go_on(origin: &Origin, waiting: Waiting) {
                 to.submit(io);
             }
         }
+        Waiting::Fail(io) => io.complete(BlkStatus::IoErr),
         Waiting::Merge(snapshot) => snapshot.wake(),
     }
 }

@@ -54,6 +54,8 @@ pub(super) struct Pending {
 pub(super) enum Waiting {
     /// A write that goes to this device, the origin, then.
     Write(Io, Arc<dyn BlockDevice>),
+    /// A write to the snapshot that found no room: it fails when the snapshot is invalid and its event was raised.
+    Fail(Io),
     /// A merging snapshot's worker.
     Merge(Arc<Snapshot>),
 }
