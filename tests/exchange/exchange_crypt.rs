@@ -4,21 +4,10 @@
 
 use std::path::Path;
 
-use thinmap_tests::arm::{self, Case, Dmsetup};
-use thinmap_tests::uml::Uml;
+use crate::{Arm, images_for, kernel, run_step, thinmap};
 
 /// As many as `crypt.sh` lists.
 const MAPPINGS: usize = 14;
-
-type Arm = fn(&[Case]) -> anyhow::Result<Vec<String>>;
-
-fn kernel(cases: &[Case]) -> anyhow::Result<Vec<String>> {
-    arm::kernel(cases, false, 5)
-}
-
-fn thinmap(cases: &[Case]) -> anyhow::Result<Vec<String>> {
-    arm::thinmap_arm(cases, Dmsetup::Ours)
-}
 
 #[test]
 fn exchange_crypt_kernel_to_thinmap_and_back() {
@@ -32,16 +21,9 @@ fn exchange_crypt_thinmap_to_kernel_and_back() {
 
 /// `first` writes, `second` reads and changes, `first` reads again.
 fn exchange(test: &str, first: Arm, second: Arm) {
-    let root = rustix::process::geteuid().is_root();
-    let missing = Uml::missing().or_else(|| (!root).then(|| "needs root".to_owned()));
-    if let Some(reason) = missing {
-        println!("SKIP {test}: {reason}");
+    let Some(images) = images_for(test) else {
         return;
-    }
-    let images = tempfile::Builder::new()
-        .prefix("thinmap-exchange.")
-        .tempdir()
-        .expect("directory");
+    };
     let images = images.path();
     let made = step(first, images, "made", "make_images; close_images");
     assert!(!made.contains("= "), "{made}");
@@ -56,27 +38,8 @@ fn exchange(test: &str, first: Arm, second: Arm) {
     assert_all_right(&back);
 }
 
-/// Runs one body over the image, of which both arms use a copy.
 fn step(arm: Arm, images: &Path, name: &str, words: &str) -> String {
-    let body = arm::package()
-        .join("exchange/crypt.sh")
-        .canonicalize()
-        .expect("crypt.sh");
-    let body = format!(
-        "IMAGES=$WORK/images\nmkdir $IMAGES\ncp {images}/* $IMAGES/ 2>/dev/null\n\
-         . {body}\n{words}\ncp $IMAGES/* {images}/",
-        body = body.display(),
-        images = images.display(),
-    );
-    let case = Case {
-        name: name.to_owned(),
-        body,
-    };
-    let output = arm(&[case])
-        .unwrap_or_else(|e| panic!("{name}: {e:#}"))
-        .remove(0);
-    println!("{name}:\n{output}");
-    output
+    run_step("exchange/crypt.sh", arm, images, name, words)
 }
 
 fn assert_all_right(output: &str) {

@@ -3,6 +3,7 @@
 //!
 //! `pool.sh` is the one body that both arms run; images and manifest travel between them.
 
+mod exchange_crypt;
 mod snapshots;
 
 use std::fs;
@@ -128,16 +129,9 @@ fn restore_large(images: &Path) {
 
 /// `first` makes a pool, `second` reads and changes it, `first` reads it again.
 fn exchange(test: &str, first: Arm, second: Arm) {
-    let root = rustix::process::geteuid().is_root();
-    let missing = Uml::missing().or_else(|| (!root).then(|| "needs root".to_owned()));
-    if let Some(reason) = missing {
-        println!("SKIP {test}: {reason}");
+    let Some(images) = images_for(test) else {
         return;
-    }
-    let images = tempfile::Builder::new()
-        .prefix("thinmap-exchange.")
-        .tempdir()
-        .expect("directory");
+    };
     let images = images.path();
 
     let made = step(first, images, "made", "make_images");
@@ -174,6 +168,21 @@ fn exchange(test: &str, first: Arm, second: Arm) {
         "reopening a pool must not change its mappings"
     );
     check_metadata(images, "as left at the end");
+}
+
+/// A directory for the images that travel, where both arms can run; otherwise it says why they cannot.
+pub(crate) fn images_for(test: &str) -> Option<tempfile::TempDir> {
+    let root = rustix::process::geteuid().is_root();
+    let missing = Uml::missing().or_else(|| (!root).then(|| "needs root".to_owned()));
+    if let Some(reason) = missing {
+        println!("SKIP {test}: {reason}");
+        return None;
+    }
+    let images = tempfile::Builder::new()
+        .prefix("thinmap-exchange.")
+        .tempdir()
+        .expect("directory");
+    Some(images)
 }
 
 fn step(arm: Arm, images: &Path, name: &str, words: &str) -> String {

@@ -5,9 +5,7 @@
 
 use std::path::Path;
 
-use thinmap_tests::uml::Uml;
-
-use crate::{Arm, kernel, run_step, thinmap};
+use crate::{Arm, images_for, kernel, run_step, thinmap};
 
 #[test]
 fn snapshots_from_the_kernel_to_thinmap_and_back() {
@@ -29,16 +27,9 @@ fn snapshots_from_thinmap_to_the_kernel_and_back() {
 
 /// `first` makes four devices; each side reads and changes what the other left; `second` begins a merge and `first` ends it.
 fn exchange(test: &str, first: Arm, second: Arm) {
-    let root = rustix::process::geteuid().is_root();
-    let missing = Uml::missing().or_else(|| (!root).then(|| "needs root".to_owned()));
-    if let Some(reason) = missing {
-        println!("SKIP {test}: {reason}");
+    let Some(images) = images_for(test) else {
         return;
-    }
-    let images = tempfile::Builder::new()
-        .prefix("thinmap-exchange.")
-        .tempdir()
-        .expect("directory");
+    };
     let step = |arm: Arm, name: &str, words: &str| {
         run_step("exchange/snapshots.sh", arm, images.path(), name, words)
     };
