@@ -24,10 +24,13 @@ step "canary" cargo test --locked -p thinmap-simulator --features canary --test 
 
 step "benchmark harness" /usr/bin/python3 -m unittest discover --start-directory benches
 
-passed=$(grep -oE '[0-9]+ passed' "$log" | awk '{s+=$1} END {print s+0}')
-broken=$(grep -oE '[0-9]+ failed' "$log" | awk '{s+=$1} END {print s+0}')
+# Only the runner's own lines: tests print such words as well.
+count() { grep '^test result:' "$log" | grep -oE "[0-9]+ $1" | awk '{s+=$1} END {print s+0}'; }
+passed=$(count passed)
+broken=$(count failed)
 skipped=$(grep -c '^SKIP' "$log")
-ignored=$(grep -oE '[0-9]+ ignored' "$log" | awk '{s+=$1} END {print s+0}')
+ignored=$(count ignored)
+grep -E '^test .*\.\.\. FAILED$|^.* --- FAILED$' "$log" | sort -u
 grep '^SKIP' "$log" | sort | uniq -c
 [ "$failed" = 1 ] && [ "$broken" = 0 ] && broken=1
 printf '\n%d passed, %d failed, %d skipped\n' "$passed" "$broken" "$((skipped + ignored))"

@@ -243,6 +243,11 @@ impl Daemon {
         if !force && self.nbd_connections(device) > 0 {
             return Err(busy("an NBD client"));
         }
+        // While it is still to be seen: a device that stays must never seem to be gone.
+        let outside = "a mount or a program that has its block device open";
+        if !force && device.node.is_in_use() {
+            return Err(busy(outside));
+        }
         device.set_removing(true);
         if device.md.begin_removal(&|| false).is_err() {
             device.set_removing(false);
@@ -252,14 +257,11 @@ impl Daemon {
             // Its users are still there; what they ask from now on must not wait for a device that goes.
             device.md.shut();
         }
-        // It asks who uses it now: the daemon's own count may be some milliseconds old.
         if let Err(error) = device.node.remove(force) {
             device.md.cancel_removal();
             device.set_removing(false);
             return Err(match error {
-                NodeError::Busy { .. } => {
-                    busy("a mount or a program that has its block device open")
-                }
+                NodeError::Busy { .. } => busy(outside),
                 error => DmError {
                     errno: error.errno(),
                     text: format!("device-mapper: {name}: {error}"),

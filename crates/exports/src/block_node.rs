@@ -175,6 +175,11 @@ pub trait BlockNode: Send + Sync {
     /// Users outside this daemon: mounts, open descriptors, swap, devices on top.
     fn open_count(&self) -> u32;
 
+    /// Whether somebody outside this daemon uses it now and goes on with it. May take a tenth of a second.
+    fn is_in_use(&self) -> bool {
+        self.open_count() > 0
+    }
+
     /// Takes the node away: no new openers, then what is in flight is drained, then detached. Refuses with
     /// [`NodeError::Busy`] when in use; with `force`, users see I/O errors from now on and the rest goes when they close.
     fn remove(&self, force: bool) -> Result<(), NodeError>;

@@ -357,18 +357,19 @@ impl BlockNode for LoopNode {
         openers::count(self.dev_no(), &self.path())
     }
 
+    fn is_in_use(&self) -> bool {
+        openers::is_in_use(self.dev_no(), &self.path())
+    }
+
     fn remove(&self, force: bool) -> Result<(), NodeError> {
         let mut state = self.state.lock();
         if state.removed {
             return Ok(());
         }
-        let busy = || NodeError::Busy { path: self.path() };
-        if !force && openers::is_in_use(self.dev_no(), &self.path()) {
-            return Err(busy());
-        }
+        // Who uses it is the kernel's to say: it detaches at the last close.
         let detached = self.detach(force)?;
         if !detached && !force {
-            return Err(busy());
+            return Err(NodeError::Busy { path: self.path() });
         }
         state.removed = true;
         state.device = None;

@@ -220,13 +220,17 @@ impl BlockNode for UblkNode {
         self.core.driver.users(self.id(), self.number, false)
     }
 
+    fn is_in_use(&self) -> bool {
+        self.core.driver.users(self.id(), self.number, true) > 0
+    }
+
     fn remove(&self, force: bool) -> Result<(), NodeError> {
         let mut state = self.state.lock();
         if state.removed {
             return Ok(());
         }
         let busy = || NodeError::Busy { path: self.path() };
-        if !force && self.core.driver.users(self.id(), self.number, true) > 0 {
+        if !force && self.is_in_use() {
             return Err(busy());
         }
         if let Some(running) = state.running.take() {
