@@ -20,7 +20,7 @@ use thinmap_units::{DevNo, DmName, Sector};
 use crate::devices::{Device, Devices, Visible};
 use crate::keeper::link::KeeperLink;
 use crate::nodes::Nodes;
-use crate::state::StateDir;
+use crate::state_log::StateLog;
 
 /// Everything that runs in the daemon. Shared by all command threads.
 pub struct Daemon {
@@ -42,7 +42,7 @@ pub struct Daemon {
 /// What a daemon has that another one may follow.
 pub(crate) struct Continuity {
     pub link: Arc<KeeperLink>,
-    pub state: StateDir,
+    pub state: StateLog,
 }
 
 /// How the daemon ends.

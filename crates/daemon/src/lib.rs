@@ -19,6 +19,7 @@ mod reaper;
 mod resume;
 mod service;
 mod state;
+mod state_log;
 mod without_host;
 
 pub use access::{Access, AccessError, AccessSection};

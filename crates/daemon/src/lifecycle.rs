@@ -30,7 +30,7 @@ use crate::keeper::message::UPGRADE_EXIT;
 use crate::nodes::Nodes;
 use crate::opener::Opener;
 use crate::reaper::Reaper;
-use crate::state::StateDir;
+use crate::state_log::StateLog;
 
 /// Why the daemon could not start.
 #[derive(Debug, thiserror::Error)]
@@ -197,15 +197,19 @@ fn build(
         shared: SharedState::default(),
         freezer: Some(Arc::new(MountFreezer)),
     });
-    let continuity = match link {
+    let taking_over = |source| RunError::System {
+        what: "take over from the last daemon",
+        source,
+    };
+    let (continuity, saved) = match link {
         Some(link) => {
             env.shared.of::<KeptMemory>().set(link.clone());
             thinmap_exports::freeze::set_holder(link.clone());
-            let state = StateDir::open(&config.run_dir, link.keeper());
-            let state = state.map_err(directory(&config.run_dir))?;
-            Some(Continuity { link, state })
+            let opened = StateLog::open(&config.run_dir, link.keeper());
+            let (state, saved) = opened.map_err(taking_over)?;
+            (Some(Continuity { link, state }), saved)
         }
-        None => None,
+        None => (None, Vec::new()),
     };
     let (reaper, handle) = Reaper::start(&*spawner).map_err(|source| RunError::System {
         what: "start a thread",
@@ -224,17 +228,7 @@ fn build(
         stopping: Stopping::default(),
         continuity,
     });
-    let saved = match &daemon.continuity {
-        Some(continuity) => continuity.state.load(),
-        None => Ok(Vec::new()),
-    };
-    let taking_over = |source| RunError::System {
-        what: "take over from the last daemon",
-        source,
-    };
-    daemon
-        .bring_back(saved.map_err(taking_over)?)
-        .map_err(taking_over)?;
+    daemon.bring_back(saved).map_err(taking_over)?;
     daemon.block_nodes.serve().map_err(taking_over)?;
     reaper.serve(&daemon);
     Ok((daemon, nbd))

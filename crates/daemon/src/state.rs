@@ -1,14 +1,8 @@
-//! What the next daemon must know of each device, in a file of its own: `state/MAJOR-MINOR.json` in the run directory.
-//!
-//! CRASH: a file is written beside and renamed, before a command is answered; so it shows the device before the command or after
-//! it. Only the daemon of the same keeper uses it: with the keeper (at a reboot, or a clean end) all it described is gone.
-
-use std::io;
-use std::path::{Path, PathBuf};
+//! What the next daemon must know of each device; [`crate::state_log`] keeps it.
 
 use serde::{Deserialize, Serialize};
 use thinmap_dm::{StatusKind, WhichTable};
-use thinmap_exports::block_node::{SESSION_VERSION, SavedNode};
+use thinmap_exports::block_node::SavedNode;
 use thinmap_units::DevNo;
 
 use crate::devices::Device;
@@ -16,10 +10,6 @@ use crate::devices::Device;
 /// One device.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct SavedDevice {
-    /// Of what is written here and of the mount.
-    pub version: u32,
-    /// Whose daemon wrote it.
-    pub keeper: String,
     /// Its name.
     pub name: String,
     /// Its uuid.
@@ -60,7 +50,7 @@ pub struct SavedTable {
 
 impl SavedDevice {
     /// A device as it is, or as a resume under way will have made it.
-    pub fn of(device: &Device, keeper: &str, ahead_of_resume: bool) -> Self {
+    pub fn of(device: &Device, ahead_of_resume: bool) -> Self {
         let facts = device.md.info();
         let SavedNode {
             minor: _,
@@ -68,8 +58,6 @@ impl SavedDevice {
             made_node,
         } = device.node.saved();
         let mut saved = Self {
-            version: SESSION_VERSION,
-            keeper: keeper.to_owned(),
             name: facts.name.to_string(),
             uuid: facts.uuid.map(|uuid| uuid.to_string()),
             major: facts.dev_no.major,
@@ -136,79 +124,4 @@ fn table(device: &Device, which: WhichTable, read_only: bool) -> Option<SavedTab
         })
         .collect();
     Some(SavedTable { read_only, lines })
-}
-
-/// The directory of the files.
-pub struct StateDir {
-    dir: PathBuf,
-    keeper: String,
-}
-
-impl StateDir {
-    /// Opens it (made when missing).
-    pub fn open(run_dir: &Path, keeper: &str) -> io::Result<Self> {
-        let dir = run_dir.join("state");
-        std::fs::create_dir_all(&dir)?;
-        Ok(Self {
-            dir,
-            keeper: keeper.to_owned(),
-        })
-    }
-
-    /// Writes a device's file.
-    pub fn save(&self, device: &Device) -> io::Result<()> {
-        let ahead = device.saving.lock();
-        let saved = SavedDevice::of(device, &self.keeper, *ahead);
-        let path = self.path(device.dev_no());
-        let new = path.with_extension("new");
-        std::fs::write(&new, serde_json::to_vec(&saved)?)?;
-        std::fs::rename(&new, &path)
-    }
-
-    /// Removes a device's file; none is no error.
-    pub fn remove(&self, dev_no: DevNo) {
-        let path = self.path(dev_no);
-        if let Err(error) = std::fs::remove_file(&path)
-            && error.kind() != io::ErrorKind::NotFound
-        {
-            tracing::warn!(path = %path.display(), %error, "a removed device's state stays");
-        }
-    }
-
-    /// What earlier daemons of this keeper have left; files of others are removed. An error when one of this keeper's cannot be
-    /// understood.
-    pub fn load(&self) -> io::Result<Vec<SavedDevice>> {
-        let mut all = Vec::new();
-        for entry in std::fs::read_dir(&self.dir)? {
-            let path = entry?.path();
-            let error = |text: String| io::Error::other(format!("{}: {text}", path.display()));
-            let text = std::fs::read(&path).map_err(|e| error(e.to_string()))?;
-            let whose = serde_json::from_slice::<Whose>(&text).ok();
-            let ours = whose.as_ref().is_some_and(|w| w.keeper == self.keeper);
-            if !ours || path.extension().is_none_or(|e| e != "json") {
-                let _ = std::fs::remove_file(&path);
-                continue;
-            }
-            if whose.is_none_or(|w| w.version != SESSION_VERSION) {
-                return Err(error(
-                    "written by a version of thinmap that hands over in another way".to_owned(),
-                ));
-            }
-            all.push(serde_json::from_slice(&text).map_err(|e| error(e.to_string()))?);
-        }
-        all.sort_by_key(SavedDevice::dev_no);
-        Ok(all)
-    }
-
-    fn path(&self, dev_no: DevNo) -> PathBuf {
-        self.dir
-            .join(format!("{}-{}.json", dev_no.major, dev_no.minor))
-    }
-}
-
-/// What every version can read.
-#[derive(Deserialize)]
-struct Whose {
-    version: u32,
-    keeper: String,
 }
