@@ -53,6 +53,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "sim",
             "targets",
             "thin-metadata",
+            "thin-tools",
             "units",
         ],
     ),

@@ -7,6 +7,8 @@ mod hostile_pool;
 mod metadata;
 mod metadata_damage;
 mod metadata_image;
+mod metadata_repair;
+mod metadata_xml;
 mod nbd;
 mod table_lines;
 
@@ -23,6 +25,8 @@ pub struct Target {
 pub const ALL: &[Target] = &[
     metadata_image::TARGET,
     metadata_damage::TARGET,
+    metadata_repair::TARGET,
+    metadata_xml::TARGET,
     hostile_pool::TARGET,
     table_lines::TARGET,
     dm_ioctl::TARGET,
