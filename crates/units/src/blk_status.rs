@@ -15,6 +15,14 @@ pub enum BlkStatus {
     Requeue,
     /// The request itself is wrong: outside the device or misaligned (EINVAL).
     Inval,
+    /// The medium cannot give or take these sectors (ENODATA); the way to it is good.
+    Medium,
+    /// The device refuses the request, whoever brings it (EREMOTEIO).
+    Target,
+    /// Another host has the device reserved (EBADE).
+    ReservationConflict,
+    /// The data do not match their protection information (EILSEQ).
+    Protection,
 }
 
 impl BlkStatus {
@@ -27,6 +35,10 @@ impl BlkStatus {
             Self::NotSupp => 95,
             Self::Requeue => 11,
             Self::Inval => 22,
+            Self::Medium => 61,
+            Self::Target => 121,
+            Self::ReservationConflict => 52,
+            Self::Protection => 84,
         }
     }
 
@@ -35,7 +47,11 @@ impl BlkStatus {
         match errno {
             0 => Self::Ok,
             28 | 122 => Self::NoSpc,
+            52 => Self::ReservationConflict,
+            61 => Self::Medium,
+            84 => Self::Protection,
             95 => Self::NotSupp,
+            121 => Self::Target,
             _ => Self::IoErr,
         }
     }
@@ -58,7 +74,16 @@ mod tests {
 
     #[test]
     fn errno_round_trip() {
-        for status in [Ok, IoErr, NoSpc, NotSupp] {
+        for status in [
+            Ok,
+            IoErr,
+            NoSpc,
+            NotSupp,
+            Medium,
+            Target,
+            ReservationConflict,
+            Protection,
+        ] {
             assert_eq!(BlkStatus::from_errno(status.errno()), status);
         }
     }

@@ -130,7 +130,12 @@ impl NbdError {
             BlkStatus::NotSupp => Self::NotSup,
             BlkStatus::Inval => Self::Inval,
             // COMPAT: the protocol has no EAGAIN; a device that still says so at the top has failed.
-            BlkStatus::IoErr | BlkStatus::Requeue => Self::Io,
+            BlkStatus::IoErr
+            | BlkStatus::Requeue
+            | BlkStatus::Medium
+            | BlkStatus::Target
+            | BlkStatus::ReservationConflict
+            | BlkStatus::Protection => Self::Io,
         }
     }
 }
