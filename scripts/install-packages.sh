@@ -4,7 +4,7 @@ set -euo pipefail
 
 demo=(e2fsprogs util-linux libnbd-bin)
 clients=(docker.io containerd runc busybox-static xfsprogs e2fsprogs util-linux)
-test=("${demo[@]}" "${clients[@]}" lvm2 dmsetup cryptsetup-bin keyutils thin-provisioning-tools user-mode-linux kmod fio btrfs-progs
+test=("${demo[@]}" "${clients[@]}" lvm2 dmsetup multipath-tools kpartx cryptsetup-bin keyutils thin-provisioning-tools user-mode-linux kmod fio btrfs-progs
       qemu-utils nbdkit golang-go python3 python3-libnbd procps fuse3)
 # qemu-storage-daemon is in qemu-system-common.
 bench=(fio qemu-system-common qemu-utils nbdkit xfsprogs btrfs-progs thin-provisioning-tools python3 python3-libnbd python3-matplotlib

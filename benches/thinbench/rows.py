@@ -152,6 +152,13 @@ CRYPT = [
     Row("crypt-seqread", Job("read", bs=MIB, depth=SEQUENTIAL_DEPTH), ENCRYPTED, unit=MIB_S),
     Row("crypt-seqwrite", Job("write", bs=MIB, depth=SEQUENTIAL_DEPTH), ENCRYPTED, unit=MIB_S),
 ]
+# The limit is the same file by one path: choosing one of four costs a compare-and-swap.
+PATHS = ("thinmap multipath", "thinmap multipath by load", "thinmap linear")
+MULTIPATH = [
+    Row("multipath-randread-d32", READ, PATHS, must=(Must("thinmap linear", 0.95),)),
+    Row("multipath4-randread-d32", _four(READ), PATHS, must=(Must("thinmap linear", 0.95),)),
+    Row("multipath-randwrite-d32", WRITE, PATHS, must=(Must("thinmap linear", 0.95),)),
+]  # fmt: skip
 
 MANY, FEW = "16 million mapped", "16 mapped"
 REFLINKS = ("thinmap", "xfs reflink", "btrfs reflink")
@@ -177,4 +184,4 @@ TUNING = [
     Row("tuning-qcow2-snapwrite", FIRST, ("qemu qcow2", "qemu qcow2 threads", "qemu qcow2 buffered"), SNAPSHOT),
 ]
 
-ROWS = [*_nbd_rows(), *_device_rows(), *SCALE, *THICK, *CRYPT, *CASES]
+ROWS = [*_nbd_rows(), *_device_rows(), *SCALE, *THICK, *CRYPT, *MULTIPATH, *CASES]

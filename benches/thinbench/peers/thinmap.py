@@ -193,10 +193,26 @@ class Crypt(OnOneFile):
 
 class Linear(OnOneFile):
     name = "thinmap linear"
-    words = "the same file unencrypted, linear; NBD only"
+    words = "the same file under linear; NBD only"
 
     def arguments(self, daemon):
         return f"linear {daemon.blocks} 0"
 
 
-SIDES = [Crypt, Linear, ThinmapNbd, ThinmapDevice, NoSnapshot, ManySnapshots, DeepChain]
+class Multipath(OnOneFile):
+    name = "thinmap multipath"
+    words = "the same file by four paths in turn, multipath; NBD only"
+
+    def arguments(self, daemon):
+        return f"multipath 0 0 1 1 round-robin 0 4 0 {' '.join([str(daemon.blocks)] * 4)}"
+
+
+class MultipathByLoad(OnOneFile):
+    name = "thinmap multipath by load"
+    words = "the same, the least loaded of four paths (service-time); NBD only"
+
+    def arguments(self, daemon):
+        return f"multipath 0 0 1 1 service-time 0 4 0 {' '.join([str(daemon.blocks)] * 4)}"
+
+
+SIDES = [Crypt, Linear, Multipath, MultipathByLoad, ThinmapNbd, ThinmapDevice, NoSnapshot, ManySnapshots, DeepChain]

@@ -35,6 +35,8 @@ pub struct ConfigFile {
     pub access: AccessSection,
     /// What happens when the daemon dies.
     pub continuity: ContinuitySection,
+    /// The multipath target.
+    pub multipath: MultipathSection,
 }
 
 /// `[nbd]`
@@ -118,6 +120,14 @@ impl Default for ContinuitySection {
     }
 }
 
+/// `[multipath]`
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct MultipathSection {
+    /// Seconds for which requests wait for a path with `queue_if_no_path`; 0: for ever. The kernel module's parameter.
+    pub queue_if_no_path_timeout_secs: u64,
+}
+
 /// Why a configuration cannot be used; names the file.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
@@ -169,6 +179,7 @@ mod tests {
     fn an_empty_file_is_the_defaults() {
         let config: ConfigFile = toml::from_str("").expect("valid");
         assert!(config.nbd.unix && config.nbd.tcp.is_none() && config.block_devices.enabled);
+        assert_eq!(config.multipath.queue_if_no_path_timeout_secs, 0);
         assert!(config.queue_count() >= 1);
     }
 

@@ -20,6 +20,7 @@ use thinmap_exports::nbd::{
     NbdConfig, NbdExport, NbdServer, NbdServerError, NbdSockets, TcpConfig, TlsConfig,
 };
 use thinmap_runtime::{Spawner, ThreadSpawner};
+use thinmap_targets::NoPathTimeout;
 
 use crate::access::AccessError;
 use crate::config::{Config, NbdSection};
@@ -197,6 +198,8 @@ fn build(
         shared: SharedState::default(),
         freezer: Some(Arc::new(MountFreezer)),
     });
+    let timeout = config.file.multipath.queue_if_no_path_timeout_secs;
+    env.shared.of::<NoPathTimeout>().set_seconds(timeout);
     let taking_over = |source| RunError::System {
         what: "take over from the last daemon",
         source,

@@ -94,6 +94,151 @@ const WRONG: &[(&str, &str, i32)] = &[
         22,
     ),
     (
+        "0 8 multipath",
+        "multipath: invalid number of feature args",
+        22,
+    ),
+    (
+        "0 8 multipath x 0 1 1 round-robin 0 1 0 a",
+        "multipath: invalid number of feature args",
+        22,
+    ),
+    (
+        "0 8 multipath 9 a b c d e f g h i 0 1 1",
+        "multipath: invalid number of feature args",
+        22,
+    ),
+    (
+        "0 8 multipath 1 nonsense 0 1 1 round-robin 0 1 0 a",
+        "multipath: Unrecognised multipath feature request: 'nonsense'",
+        22,
+    ),
+    (
+        "0 8 multipath 1 queue_mode 0 1 1 round-robin 0 1 0 a",
+        "multipath: Unrecognised multipath feature request: 'queue_mode'",
+        22,
+    ),
+    (
+        "0 8 multipath 2 queue_mode none 0 1 1 round-robin 0 1 0 a",
+        "multipath: Unknown 'queue_mode' requested: 'none'",
+        22,
+    ),
+    (
+        "0 8 multipath 2 pg_init_retries 51 0 1 1 round-robin 0 1 0 a",
+        "multipath: pg_init_retries must be between 1 and 50",
+        22,
+    ),
+    (
+        "0 8 multipath 2 pg_init_delay_msecs 60001 0 1 1 round-robin 0 1 0 a",
+        "multipath: pg_init_delay_msecs must be between 0 and 60000",
+        22,
+    ),
+    (
+        "0 8 multipath 0 2 alua",
+        "multipath: invalid number of hardware handler args",
+        22,
+    ),
+    (
+        "0 8 multipath 0 2 alua 1 1 1 round-robin 0 1 0 a",
+        "multipath: unable to set hardware handler parameters",
+        16,
+    ),
+    (
+        "0 8 multipath 0 0 x 1",
+        "multipath: invalid number of priority groups",
+        22,
+    ),
+    (
+        "0 8 multipath 0 0 1 x",
+        "multipath: invalid initial priority group number",
+        22,
+    ),
+    (
+        "0 8 multipath 0 0 1 0",
+        "multipath: invalid initial priority group",
+        22,
+    ),
+    (
+        "0 8 multipath 0 0 0 1",
+        "multipath: invalid initial priority group",
+        22,
+    ),
+    (
+        "0 8 multipath 0 0 2 1 round-robin 0 1 0 a",
+        "multipath: priority group count mismatch",
+        22,
+    ),
+    (
+        "0 8 multipath 0 0 1 1 round-robin",
+        "multipath: not enough priority group arguments",
+        22,
+    ),
+    (
+        "0 8 multipath 0 0 1 1 io-affinity 0 1 0 a",
+        "multipath: unknown path selector type: 'io-affinity'",
+        22,
+    ),
+    (
+        "0 8 multipath 0 0 1 1 round-robin 9 1 0 a",
+        "multipath: invalid number of path selector args",
+        22,
+    ),
+    (
+        "0 8 multipath 0 0 1 1 historical-service-time 1 1024 1 0 a",
+        "multipath: path selector constructor failed",
+        22,
+    ),
+    (
+        "0 8 multipath 0 0 1 1 round-robin 0 0 0 a",
+        "multipath: invalid number of paths",
+        22,
+    ),
+    (
+        "0 8 multipath 0 0 1 1 round-robin 0 1 x a",
+        "multipath: invalid number of selector args",
+        22,
+    ),
+    (
+        "0 8 multipath 0 0 1 1 round-robin 0 2 0 a",
+        "multipath: not enough path parameters",
+        22,
+    ),
+    (
+        "0 8 multipath 0 0 1 1 round-robin 0 1 0 nowhere",
+        "multipath: error getting device: nowhere: no such device",
+        19,
+    ),
+    (
+        "0 8 multipath 0 0 1 1 round-robin 0 1 2 a 1 1",
+        "multipath: round-robin ps: incorrect number of arguments",
+        22,
+    ),
+    (
+        "0 8 multipath 0 0 1 1 queue-length 0 1 1 a x",
+        "multipath: queue-length ps: invalid repeat count",
+        22,
+    ),
+    (
+        "0 8 multipath 0 0 1 1 service-time 0 1 2 a 1 101",
+        "multipath: service-time ps: invalid relative_throughput value",
+        22,
+    ),
+    (
+        "0 128 multipath 0 0 1 1 round-robin 0 1 0 a",
+        "table: 7:0 too small for target: start=0, len=128, dev_size=64",
+        22,
+    ),
+    (
+        "0 8 multipath 0 0 1 1 round-robin 0 1 0 a\n8 8 zero",
+        "table: target type multipath must appear alone in table",
+        22,
+    ),
+    (
+        "0 8 zero\n8 8 multipath 0 0 1 1 round-robin 0 1 0 a",
+        "multipath: singleton target type must appear alone in table",
+        22,
+    ),
+    (
         "0 8 snapshot a b P",
         "snapshot: requires 4 or more arguments",
         22,

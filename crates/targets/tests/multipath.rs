@@ -457,6 +457,36 @@ fn waiting_for_a_path_ends_with_its_time() {
     drop(disk);
 }
 
+#[test]
+fn a_table_line_constructs_the_same_table_again() {
+    let world = World::new();
+    world.memory("7:0", SIZE);
+    world.memory("7:1", SIZE);
+    for table in [
+        "8 queue_if_no_path pg_init_retries 3 pg_init_delay_msecs 10 retain_attached_hw_handler queue_mode bio 0 2 2 \
+         round-robin 0 1 1 7:0 1 service-time 0 2 2 7:1 1 100 7:0 0 0 ",
+        "2 pg_init_retries 3 1 alua 1 1 queue-length 0 2 1 7:0 0 7:1 1 ",
+        "0 0 1 1 historical-service-time 2 1000 5 1 1 7:0 0 ",
+        "1 queue_if_no_path 0 0 0 ",
+    ] {
+        let dev = world.live("again", &format!("0 8 multipath {table}"));
+        assert_eq!(line(&dev, StatusKind::Table), table);
+        dev.destroy();
+    }
+}
+
+#[test]
+fn flushes_and_discards_take_one_path() {
+    let lab = Lab::new(2, "0");
+    assert_eq!(request(&*lab.dev, Op::Flush, 0, 0), BlkStatus::Ok);
+    assert_eq!(request(&*lab.dev, Op::Discard, 8, 16), BlkStatus::Ok);
+    let seen = |nr: usize| lab.paths[nr].seen.lock().clone();
+    assert_eq!(
+        (seen(0), seen(1)),
+        (vec![(Op::Flush, 0, 0)], vec![(Op::Discard, 8, 16)])
+    );
+}
+
 /// Message, text of the error, errno.
 const WRONG: &[(&str, &str, i32)] = &[
     (
