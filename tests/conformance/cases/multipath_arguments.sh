@@ -121,7 +121,8 @@ quiet dmsetup remove m
 title 'request queues'
 quiet dmsetup create low --table "0 2048 linear $A 0"
 try bio "0 2048 multipath 2 queue_mode bio 0 1 1 round-robin 0 1 0 $DEVDIR/low"
-try mapped "0 2048 multipath 0 0 1 1 round-robin 0 1 0 $DEVDIR/low"
+run dmsetup create mapped --table "0 2048 multipath 0 0 1 1 round-robin 0 1 0 $DEVDIR/low"
+dmsetup remove mapped >/dev/null 2>&1
 quiet dmsetup remove low
 run dmsetup create m --table "0 2048 multipath 0 0 1 1 $RR"
 run dmsetup load m --table "0 2048 multipath 2 queue_mode bio 0 1 1 $RR"

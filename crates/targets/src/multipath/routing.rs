@@ -209,9 +209,18 @@ impl Routing {
         Some(path)
     }
 
-    /// Sends a request that failed on one path to another.
+    /// Sends a request that failed on one path to another, if there is one or may be.
     pub(super) fn try_again(&self, io: Io) {
         let mut state = self.state.lock();
+        // COMPAT: not looked for, so the group stays in use until the next request finds none.
+        if !self.has_path() && !self.queues_if_no_path() {
+            let status = match self.pushing_back.load(SeqCst) {
+                true => BlkStatus::Requeue,
+                false => BlkStatus::IoErr,
+            };
+            drop(state);
+            return io.complete(status);
+        }
         state.ready.push_back(io);
         self.send(state);
     }
