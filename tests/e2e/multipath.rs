@@ -46,7 +46,7 @@ fn fio_verifies_over_four_paths_of_which_two_fail_and_come_back() {
     let output = load.wait_with_output().expect("fio");
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(output.status.success(), "{text}\n{}", world.daemon_log());
-    assert!(rounds > 3, "only {rounds} rounds");
+    assert!(rounds > 1, "only {rounds} rounds");
     let failures = world.sh("grep -c ' F [0-9].* F [0-9]' seen || true");
     let failures: u32 = failures.trim().parse().expect("a number");
     assert!(
@@ -78,7 +78,7 @@ fn requests_wait_for_a_path_or_fail_as_they_were_told() {
          dmsetup load p --table \"0 {SECTORS} linear $PWD/disk 0\"; dmsetup suspend p; dmsetup resume p
          dmsetup message m 0 \"reinstate_path $M/p\"
          wait $writer
-         head -c 1M disk | cmp - data
+         cmp -n 1M disk data
          : without a path, told not to wait
          dmsetup message m 0 \"fail_path $M/p\"
          put 16 & writer=$!
@@ -92,7 +92,7 @@ fn requests_wait_for_a_path_or_fail_as_they_were_told() {
          dmsetup load m --table \"0 {SECTORS} multipath 1 queue_if_no_path 0 1 1 queue-length 0 1 0 $PWD/disk\"
          dmsetup resume m
          wait $writer
-         tail -c +3145729 disk | head -c 1M | cmp - data
+         cmp -n 1M -i 3145728:0 disk data
          : and a removal fails it
          dmsetup message m 0 \"fail_path $PWD/disk\"
          put 64 & writer=$!
@@ -109,7 +109,7 @@ fn fio(world: &World) -> Child {
         .args(["--name=verify", "--direct=1", "--ioengine=libaio"])
         .args(["--iodepth=16", "--rw=randwrite", "--bsrange=512-64k"])
         .args(["--bs_unaligned=0", "--blockalign=512", "--fsync=64"])
-        .args(["--size=64m", "--io_size=128m", "--verify=crc32c"])
+        .args(["--size=64m", "--io_size=384m", "--verify=crc32c"])
         .args(["--verify_fatal=1", "--serialize_overlap=1"])
         .arg(format!(
             "--filename={}",
