@@ -15,5 +15,6 @@ mod lvm2_change;
 mod lvm2_exchange;
 mod lvm2_snapshot;
 mod lvm2_thin;
+mod multipath;
 mod static_program;
 mod support;
