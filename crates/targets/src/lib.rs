@@ -7,6 +7,7 @@ mod args;
 mod crypt;
 mod error;
 mod linear;
+mod mirror;
 mod snapshot;
 mod striped;
 mod thin;
@@ -18,6 +19,7 @@ use thinmap_dm::TargetType;
 pub use crypt::CryptType;
 pub use error::ErrorType;
 pub use linear::LinearType;
+pub use mirror::MirrorType;
 pub use snapshot::{SnapshotMergeType, SnapshotOriginType, SnapshotType};
 pub use striped::StripedType;
 pub use thin::ThinType;
@@ -29,6 +31,7 @@ pub use zero::ZeroType;
 /// COMPAT: the kernel lists what was registered last first: modules before the built-in targets.
 pub static ALL: &[&dyn TargetType] = &[
     &CryptType,
+    &MirrorType,
     &SnapshotMergeType,
     &SnapshotOriginType,
     &SnapshotType,
