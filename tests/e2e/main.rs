@@ -14,6 +14,7 @@ mod keys;
 mod kill;
 mod many;
 mod memory;
+mod mirrors;
 mod nbd;
 mod restart;
 mod security;

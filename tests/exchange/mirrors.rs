@@ -37,7 +37,10 @@ fn exchange(test: &str, first: Arm, second: Arm) {
     // The region of sectors 4000 to 4007 is number 62.
     let but_one = format!("bits {}bf{}", "ff".repeat(7), "ff".repeat(24));
     let made = step(first, "made", "make_images");
-    assert!(made.contains("legs : right") && made.contains(&all), "{made}");
+    assert!(
+        made.contains("legs : right") && made.contains(&all),
+        "{made}"
+    );
     let used = step(second, "used", "check_images; crash");
     assert!(used.contains(" 256/256 1 AA 3 disk "), "{used}");
     assert!(used.contains("/256 1 AD 3 disk "), "{used}");

@@ -193,10 +193,21 @@ class Crypt(OnOneFile):
 
 class Linear(OnOneFile):
     name = "thinmap linear"
-    words = "the same file unencrypted, linear; NBD only"
+    words = "the same file, linear; NBD only"
 
     def arguments(self, daemon):
         return f"linear {daemon.blocks} 0"
 
 
-SIDES = [Crypt, Linear, ThinmapNbd, ThinmapDevice, NoSnapshot, ManySnapshots, DeepChain]
+class Mirror(OnOneFile):
+    name = "thinmap mirror"
+    words = "mirror on two files with its log on a third, regions of 512 KiB, errors handled; NBD only"
+
+    def arguments(self, daemon):
+        leg, log = daemon.data / "leg", daemon.data / "log"
+        sparse(leg, self.size)
+        sparse(log, MIB)
+        return f"mirror disk 3 {log} 1024 nosync 2 {daemon.blocks} 0 {leg} 0 1 handle_errors"
+
+
+SIDES = [Crypt, Linear, Mirror, ThinmapNbd, ThinmapDevice, NoSnapshot, ManySnapshots, DeepChain]

@@ -20,6 +20,7 @@ run dmsetup deps m
 holds "$B" 0 16384 red
 fill "$DEVDIR/m" 1000 3000 blue
 holds "$DEVDIR/m" 1000 3000 blue
+quiet blockdev --flushbufs "$A" "$B"
 holds "$A" 1000 3000 blue
 holds "$B" 1000 3000 blue
 run dmsetup suspend m

@@ -146,6 +146,7 @@ holds "$DEVDIR/m" 6000 8 red
 another "$CORE 2 $DEVDIR/legA 0 $DEVDIR/legB 0 1 handle_errors"
 ended olive
 shows 8/8
+quiet blockdev --flushbufs "$A" "$B"
 holds "$A" 5000 8 olive
 holds "$B" 5000 8 olive
 run dmsetup remove m
