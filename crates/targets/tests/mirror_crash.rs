@@ -168,7 +168,7 @@ fn cut(seed: u64, sync: &str, both: bool) -> u32 {
     }
     machine.cut_in((seed * 13 % 400) as u32);
     let m = lab.live("m", &line(sync));
-    if !both && seed % 2 == 0 {
+    if !both && seed.is_multiple_of(2) {
         wait_synced(&m);
     }
     live_on(&machine, &mut rng, (&m, &time), 90);

@@ -21,9 +21,9 @@ mend() {
 }
 # shows WORDS: wait for a status that holds them.
 shows() {
-    for _ in $(seq 400); do
+    for _ in $(seq 100); do
         case $(dmsetup status m) in *"$*"*) break ;; esac
-        sleep 0.05
+        sleep 0.1
     done
     run dmsetup status m
 }
@@ -39,9 +39,9 @@ put() {
 }
 # ended SEED: wait for that write and say how it ended.
 ended() {
-    for _ in $(seq 400); do
+    for _ in $(seq 100); do
         [ -s "$WORK/put.$1" ] && break
-        sleep 0.05
+        sleep 0.1
     done
     cat "$WORK/put.$1" || echo "write of $1 waits"
 }
@@ -178,7 +178,7 @@ run dmsetup create m --table "0 8192 mirror core 1 1024 2 $DEVDIR/legA 0 $DEVDIR
 shows SA
 run dmsetup remove m
 run dmsetup create m --table "0 8192 mirror core 1 1024 2 $DEVDIR/legA 0 $DEVDIR/legB 0"
-shows SA
+shows 8/8
 run dmsetup remove m
 
 title 'reads that fail'

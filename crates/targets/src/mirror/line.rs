@@ -17,7 +17,7 @@ use super::disk_log::DiskLog;
 use super::legs::{Leg, Legs};
 use super::log::Log;
 use super::set::{MirrorSet, NewSet, SetRef};
-use super::worker::{Ask, Event};
+use super::worker::Ask;
 use crate::args::{measured, parse_u64};
 
 /// The target type `mirror`.
@@ -140,7 +140,7 @@ impl Target for MirrorLine {
             Op::Read => set.map_read(io),
             Op::Write | Op::Discard | Op::WriteZeroes => set.map_write(io),
             Op::Flush if set.waits_for_log() => {
-                set.push(Event::Failed(io));
+                set.failed(io);
                 MapOutcome::Submitted
             }
             Op::Flush => {

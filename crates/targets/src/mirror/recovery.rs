@@ -41,7 +41,7 @@ impl Worker<'_> {
     pub(super) fn recover(&mut self) {
         let set = self.set;
         if let Recovery::Quiescing(region) = self.state.recovery
-            && !set.regions.lock().is_busy(region)
+            && set.regions.lock().is_quiesced(region)
         {
             self.copy(region);
         }
@@ -100,19 +100,21 @@ impl Worker<'_> {
     /// A copy has ended.
     pub(super) fn recovered(&mut self, end: Recovered) {
         let set = self.set;
-        if end.read_failed {
+        let from = u32::from(end.read_failed) << end.from;
+        let failed = end.write_failed | from;
+        if failed != 0 {
             tracing::error!(
                 region = end.region,
-                "mirror: the primary leg could not be read for recovery"
+                "mirror: a region could not be recovered"
             );
-            set.legs.fail(end.from, Failure::Sync);
         }
         for index in 0..set.legs.list.len() {
-            if end.write_failed >> index & 1 != 0 {
+            // COMPAT: nor is the leg at fault where failures are not handled.
+            if set.features.handle_errors && failed >> index & 1 != 0 {
                 set.legs.fail(index, Failure::Sync);
             }
         }
-        let well = !end.read_failed && end.write_failed == 0;
+        let well = failed == 0;
         // COMPAT: where failures are not handled, a region that was tried is as good as in sync.
         let in_sync = well || !set.features.handle_errors;
         let delayed = {
@@ -140,7 +142,10 @@ impl Worker<'_> {
 
     /// A region that was being quiesced has lost a write, and is not recovered.
     pub(super) fn give_up_recovery(&mut self, region: u64) {
-        if self.state.recovery == Recovery::Quiescing(region) {
+        // It may have been begun anew since.
+        if self.state.recovery == Recovery::Quiescing(region)
+            && !self.set.regions.lock().is_recovering(region)
+        {
             self.recovery_ended();
         }
     }

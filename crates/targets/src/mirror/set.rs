@@ -17,7 +17,7 @@ use super::args::Features;
 use super::disk_log::DiskLog;
 use super::legs::{Failure, Legs};
 use super::log::Log;
-use super::regions::{Admission, Left, Regions};
+use super::regions::{Admission, Regions};
 use super::worker::{Ask, Event, MirrorActor, WorkerState};
 
 /// Recovery copies at most 2 MiB at a time, in pieces of at most 128 KiB.
@@ -233,20 +233,22 @@ impl MirrorSet {
         MapOutcome::Submitted
     }
 
-    /// Counts a write in; `None` when it waits for a recovery.
+    /// Counts a write in; `None` when it waits for a recovery, or for a write that it overlaps.
     pub fn admit(self: &Arc<Self>, mut io: Io, by_worker: bool) -> Option<(Io, Admission)> {
-        let region = self.region_at(self.offset(io.sector));
+        let offset = self.offset(io.sector);
+        let region = self.region_at(offset);
+        let sectors = offset.raw()..(offset + io.sectors).raw();
         let mut regions = self.regions.lock();
         let in_sync = self.log.is_in_sync(region);
         let marks = self.log.device.is_some();
-        let admission = regions.admit(region, in_sync, marks, by_worker);
+        let admission = regions.admit(region, sectors, in_sync, marks, by_worker);
         match admission {
             Admission::Wait => {
-                regions.delay(region, io);
+                regions.keep(region, io);
                 return None;
             }
             Admission::Mark if !by_worker => {}
-            _ => io.push_end_io(self.clone(), region),
+            _ => io.push_end_io(self.clone(), offset.raw()),
         }
         Some((io, admission))
     }
@@ -254,7 +256,7 @@ impl MirrorSet {
     /// A counted write to a region where only the default leg is right.
     fn write_default(self: &Arc<Self>, mut io: Io) -> MapOutcome<'_> {
         if self.features.hold_failed() && self.legs.failed.load(SeqCst) {
-            self.push(Event::Failed(io));
+            self.failed(io);
             return MapOutcome::Submitted;
         }
         if io.op == Op::Discard {
@@ -303,9 +305,9 @@ impl MirrorSet {
 
     /// Fails all that waits for anything: there is no worker any more.
     pub fn fail_all(&self) {
-        let delayed = self.regions.lock().take_delayed();
+        let waiting = self.regions.lock().take_waiting();
         self.begin_suspend(false);
-        for io in delayed {
+        for io in waiting {
             io.complete(BlkStatus::IoErr);
         }
     }
@@ -326,16 +328,20 @@ impl EndIo for MirrorSet {
             let leg = (tag >> LEG_AT & 15) as usize;
             return self.read_ended(io, leg, Sector(tag & OFFSET), status);
         }
-        let in_sync = self.log.is_in_sync(tag);
-        let left = self.regions.lock().leave(tag, in_sync);
-        if left != Left::Nothing {
+        let region = self.region_at(Sector(tag));
+        let in_sync = self.log.is_in_sync(region);
+        let left = self.regions.lock().leave(region, tag, in_sync);
+        if left.wakes {
             self.wake();
         }
         io.complete(status);
+        for io in left.waiting {
+            self.push(Event::Write(io));
+        }
     }
 }
 
-/// Of a read: its leg and its place. The tag of a write is its region.
+/// Of a read: its leg and its place. The tag of a write is its place.
 fn read_tag(leg: usize, offset: Sector) -> u64 {
     READ | (leg as u64) << LEG_AT | offset.raw()
 }

@@ -1,4 +1,4 @@
-//! A mirror's worker: it writes the log, recovers regions, and decides on writes that failed.
+//! A mirror's worker: it writes the log, and recovers regions.
 //!
 //! Its turn may wait for the log's device and for a flush of the legs; never for a guest's request.
 
@@ -26,8 +26,8 @@ const STEPS_MAX: usize = 64;
 pub(super) enum Event {
     /// A write that may need the log; not counted.
     Write(Io),
-    /// A write, counted, or a flush that did not reach all legs.
-    Failed(Io),
+    /// A region that was to be recovered has lost a write meanwhile.
+    GiveUp(u64),
     /// A region was copied, or not.
     Recovered(Recovered),
     /// Something that somebody waits for. Its sender is told, or dropped, when it is done.
@@ -52,7 +52,7 @@ pub(super) enum Ask {
 impl Event {
     /// Fails what is in the event.
     pub fn fail(self) {
-        if let Self::Write(io) | Self::Failed(io) = self {
+        if let Self::Write(io) = self {
             io.complete(BlkStatus::IoErr);
         }
     }
@@ -68,7 +68,6 @@ pub(super) struct WorkerState {
     pub stop_recovery: Vec<mpsc::Sender<()>>,
     /// Writes that are not counted yet.
     pub writes: Vec<Io>,
-    failed: Vec<Io>,
     /// When idle regions are looked at next.
     next_round: Option<Duration>,
     is_stopping: bool,
@@ -82,7 +81,6 @@ impl WorkerState {
             search: 0,
             stop_recovery: Vec::new(),
             writes: Vec::new(),
-            failed: Vec::new(),
             next_round: None,
             is_stopping: false,
         }
@@ -115,9 +113,7 @@ impl Actor for MirrorActor {
         let lost = {
             let mut worker = self.0.worker.lock();
             worker.stop_recovery.clear();
-            let mut lost = std::mem::take(&mut worker.writes);
-            lost.append(&mut worker.failed);
-            lost
+            std::mem::take(&mut worker.writes)
         };
         events.into_iter().for_each(Event::fail);
         lost.into_iter()
@@ -146,21 +142,20 @@ impl Worker<'_> {
     /// Works through what is there now; whether there was anything.
     fn step(&mut self, now: Duration) -> bool {
         let events = self.set.take_inbox();
-        let mut any = !events.is_empty();
+        let any = !events.is_empty();
         for event in events {
             self.take(event);
         }
         self.clean_idle(now);
         self.recover();
         self.write_all();
-        any |= self.decide_on_failed();
         any
     }
 
     fn take(&mut self, event: Event) {
         match event {
             Event::Write(io) => self.state.writes.push(io),
-            Event::Failed(io) => self.state.failed.push(io),
+            Event::GiveUp(region) => self.give_up_recovery(region),
             Event::Recovered(end) => self.recovered(end),
             Event::Ask(what, waiting) => self.answer(what, waiting),
             Event::Stop => self.state.is_stopping = true,
@@ -267,9 +262,7 @@ impl Worker<'_> {
             self.set.log_failed.store(true, SeqCst);
         }
         if self.set.waits_for_log() {
-            self.state
-                .failed
-                .extend(to_all.into_iter().map(|(io, _)| io));
+            to_all.into_iter().for_each(|(io, _)| self.set.failed(io));
         } else {
             {
                 let mut regions = self.set.regions.lock();
@@ -282,46 +275,6 @@ impl Worker<'_> {
         }
         for io in to_default {
             self.set.submit_default(io);
-        }
-    }
-
-    /// Writes that did not reach all legs, or the log; whether there were any.
-    fn decide_on_failed(&mut self) -> bool {
-        let failed = std::mem::take(&mut self.state.failed);
-        let any = !failed.is_empty();
-        for io in failed {
-            let log_failed = self.set.log_failed.load(SeqCst);
-            if !log_failed {
-                self.set.legs.in_sync.store(false, SeqCst);
-                self.mark_out_of_sync(&io);
-            }
-            let features = self.set.features;
-            if !self.set.legs.any_is_well() || (features.keep_log && log_failed) {
-                io.complete(BlkStatus::IoErr);
-            } else if features.hold_failed() {
-                self.set.hold(io);
-            } else {
-                // COMPAT: one leg has it. Which one is not remembered by a log in memory.
-                io.complete(BlkStatus::Ok);
-            }
-        }
-        any
-    }
-
-    fn mark_out_of_sync(&mut self, io: &Io) {
-        if io.op == Op::Flush {
-            self.set.regions.lock().flush_failed = true;
-            return;
-        }
-        let region = self.set.region_at(self.set.offset(io.sector));
-        let delayed = {
-            let mut regions = self.set.regions.lock();
-            self.set.log.set_in_sync(region, false);
-            regions.mark_out_of_sync(region)
-        };
-        if let Some(delayed) = delayed {
-            self.state.writes.extend(delayed);
-            self.give_up_recovery(region);
         }
     }
 }

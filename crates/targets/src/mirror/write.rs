@@ -58,6 +58,42 @@ impl MirrorSet {
         legs[0].dev().submit(io);
     }
 
+    /// A counted write, or a flush, did not reach all legs, or the log.
+    pub fn failed(self: &Arc<Self>, io: Io) {
+        let log_failed = self.log_failed.load(SeqCst);
+        if !log_failed {
+            self.mark_out_of_sync(&io);
+            self.legs.in_sync.store(false, SeqCst);
+        }
+        if !self.legs.any_is_well() || (self.features.keep_log && log_failed) {
+            io.complete(BlkStatus::IoErr);
+        } else if self.features.hold_failed() {
+            self.hold(io);
+        } else {
+            // COMPAT: one leg has it. Which one is not remembered by a log in memory.
+            io.complete(BlkStatus::Ok);
+        }
+    }
+
+    fn mark_out_of_sync(&self, io: &Io) {
+        if io.op == Op::Flush {
+            self.regions.lock().flush_failed = true;
+            return;
+        }
+        let region = self.region_at(self.offset(io.sector));
+        let delayed = {
+            let mut regions = self.regions.lock();
+            self.log.set_in_sync(region, false);
+            regions.mark_out_of_sync(region)
+        };
+        if let Some(delayed) = delayed {
+            self.push(Event::GiveUp(region));
+            delayed
+                .into_iter()
+                .for_each(|io| self.push(Event::Write(io)));
+        }
+    }
+
     fn copy_of(&self, buf: &IoBuf) -> IoBuf {
         if buf.is_empty() {
             return IoBuf::empty();
@@ -109,6 +145,6 @@ impl LegWrites {
                 self.set.legs.fail(index, Failure::Write);
             }
         }
-        self.set.push(Event::Failed(io));
+        self.set.failed(io);
     }
 }
