@@ -385,3 +385,30 @@ fn a_request_for_several_regions_is_cut_and_joined() {
     assert_eq!(image(&b), written);
     m.destroy();
 }
+
+#[test]
+fn writes_that_overlap_reach_the_legs_one_after_another() {
+    let (lab, _) = lab();
+    let a = lab.memory("a", SIZE);
+    let (b_below, b) = double(SIZE);
+    lab.add("b", b.clone());
+    let m = lab.live(
+        "m",
+        &format!("0 {SIZE} mirror core 2 {REGION} nosync 2 a 0 b 0"),
+    );
+    b.hold.store(true, Ordering::SeqCst);
+    let first = begin_write(&*m, 0, 7);
+    let overlapping = begin_write(&*m, 0, 8);
+    let beside = begin_write(&*m, 1, 9);
+    // Only what does not overlap is on its way to the second leg, and on the first one.
+    wait_for("two writes", || b.held.lock().len() == 2);
+    std::thread::sleep(std::time::Duration::from_millis(10));
+    assert_eq!(b.held.lock().len(), 2);
+    assert_eq!((read_cell(&*a, 0), read_cell(&*a, 1)), (Ok(7), Ok(9)));
+    b.release();
+    for write in [first, overlapping, beside] {
+        assert_eq!(ended(&write), BlkStatus::Ok);
+    }
+    assert_eq!((read_cell(&*a, 0), read_cell(&*b_below, 0)), (Ok(8), Ok(8)));
+    m.destroy();
+}
