@@ -23,9 +23,9 @@ use super::worker::{Ask, Event, MirrorActor, WorkerState};
 /// Recovery copies at most 2 MiB at a time, in pieces of at most 128 KiB.
 const COPY_PIECE: Sector = Sector(256);
 const COPY_BUFFERS: usize = 16;
-/// Buffers for what is written to the second and further legs; larger writes get one of their own.
-pub(super) const WRITE_BUFFER: Sector = Sector(256);
-const WRITE_BUFFERS: usize = 16;
+/// Buffers for what is written to the second and further legs, 2 MiB of small ones and at most 8 MiB of large ones; still larger writes
+/// get one of their own.
+const WRITE_BUFFERS: [(Sector, usize); 2] = [(Sector(256), 16), (Sector(2048), 8)];
 
 /// See the module.
 pub(super) struct MirrorSet {
@@ -40,7 +40,8 @@ pub(super) struct MirrorSet {
     holds: Mutex<Holds>,
     pub event: Arc<TableEvent>,
     pub copier: Copier,
-    pub write_buffers: BufferPool,
+    /// Small ones, and large ones.
+    pub write_buffers: [BufferPool; 2],
     inbox: Mutex<Inbox>,
     handle: OnceLock<ActorHandle>,
     pub worker: Mutex<WorkerState>,
@@ -87,7 +88,8 @@ pub(super) struct NewSet {
 impl MirrorSet {
     /// Starts the worker. `name` shows in thread lists.
     pub fn start(new: NewSet, spawner: &dyn Spawner, name: &str) -> std::io::Result<SetRef> {
-        let piece = new.log.region.min(COPY_PIECE);
+        let region = new.log.region;
+        let piece = region.min(COPY_PIECE);
         // COMPAT: a mirror that begins in sync raises no event for it.
         new.legs.in_sync.store(new.log.all_in_sync(), SeqCst);
         let set = Arc::new(Self {
@@ -101,7 +103,10 @@ impl MirrorSet {
             holds: Mutex::default(),
             event: new.event,
             copier: Copier::new(piece, COPY_BUFFERS),
-            write_buffers: BufferPool::new(WRITE_BUFFERS, WRITE_BUFFER.bytes() as usize),
+            write_buffers: WRITE_BUFFERS.map(|(size, count)| {
+                // No write is longer than a region.
+                BufferPool::new(count, size.min(region).bytes() as usize)
+            }),
             inbox: Mutex::default(),
             handle: OnceLock::new(),
             worker: Mutex::new(WorkerState::new(new.disk_log)),

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering::SeqCst};
 
 use parking_lot::Mutex;
 use thinmap_block::{EndIo, Io, Op};
-use thinmap_runtime::IoBuf;
+use thinmap_runtime::{BufferPool, IoBuf};
 use thinmap_units::{BlkStatus, Sector};
 
 use super::legs::Failure;
@@ -98,11 +98,11 @@ impl MirrorSet {
         if buf.is_empty() {
             return IoBuf::empty();
         }
-        let mut copy = if buf.len() <= self.write_buffers.buffer_bytes() {
+        let is_large_enough = |pool: &&BufferPool| buf.len() <= pool.buffer_bytes();
+        let mut copy = match self.write_buffers.iter().find(is_large_enough) {
             // What is cut off is dropped, and the whole goes back to the pool with the rest.
-            self.write_buffers.take_or_alloc().split_to(buf.len())
-        } else {
-            IoBuf::alloc(buf.len())
+            Some(pool) => pool.take_or_alloc().split_to(buf.len()),
+            None => IoBuf::alloc(buf.len()),
         };
         copy.as_mut_slice().copy_from_slice(buf.as_slice());
         copy
