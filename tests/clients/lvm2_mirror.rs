@@ -9,8 +9,9 @@ const GROUP: &str = r#"
     cp -a /etc/lvm etc; export LVM_SYSTEM_DIR=$PWD/etc
     echo 'activation { monitoring = 0 }' >>etc/lvmlocal.conf
     for name in A B C; do
-        pv $name 200M
-        l dmsetup create pv$name --table "0 409600 linear ${!name} 0"
+        # On a file, so that lvm2 does not see each of them twice.
+        truncate -s 200M $name.img
+        l dmsetup create pv$name --table "0 409600 linear $PWD/$name.img 0"
         printf -v $name /dev/mapper/pv$name
     done
     l pvcreate -qq $A $B $C; l vgcreate -qq $VG $A $B $C
@@ -116,7 +117,7 @@ fn a_mirror_whose_leg_is_gone_is_repaired() {
             fsck.ext4 -fn $V/mir >fsck 2>&1
             l lvs --noheadings -o lv_attr $VG/mir | tr -d ' '
             l lvs -a --noheadings -o devices $VG | grep -c "pv$leg" || true
-            name=$(echo $leg); table pv$leg "0 409600 linear $(losetup -j $PWD/$leg.img -O name -n) 0"
+            table pv$leg "0 409600 linear $PWD/$leg.img 0"
             l lvremove -qq -y $VG/mir
             l vgextend -qq --restoremissing $VG /dev/mapper/pv$leg
         done

@@ -55,7 +55,7 @@ make_images() {
     fill "$DEVDIR/m" 1000 500 blue
     close_images
     same
-    echo "bits $(bits)"
+    echo "bits $(bits)" | tee "$IMAGES/manifest"
 }
 
 # check_images: nothing is to be recovered; a leg that was changed behind the log's back shows it.
