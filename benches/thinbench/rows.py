@@ -159,6 +159,13 @@ MULTIPATH = [
     Row("multipath4-randread-d32", _four(READ), PATHS, must=(Must("thinmap linear", 0.95),)),
     Row("multipath-randwrite-d32", WRITE, PATHS, must=(Must("thinmap linear", 0.95),)),
 ]  # fmt: skip
+# A write goes to two files instead of one: half as many are the limit where the files are all that counts.
+MIRRORED = ("thinmap mirror", "thinmap linear")
+MIRROR = [
+    Row("mirror-randread-d32", READ, MIRRORED, must=(Must("thinmap linear", 0.9),)),
+    Row("mirror-randwrite-d32", WRITE, MIRRORED, must=(Must("thinmap linear", 0.5),)),
+    Row("mirror-seqwrite", Job("write", bs=MIB, depth=SEQUENTIAL_DEPTH), MIRRORED, unit=MIB_S),
+]
 
 MANY, FEW = "16 million mapped", "16 mapped"
 REFLINKS = ("thinmap", "xfs reflink", "btrfs reflink")
@@ -184,4 +191,4 @@ TUNING = [
     Row("tuning-qcow2-snapwrite", FIRST, ("qemu qcow2", "qemu qcow2 threads", "qemu qcow2 buffered"), SNAPSHOT),
 ]
 
-ROWS = [*_nbd_rows(), *_device_rows(), *SCALE, *THICK, *CRYPT, *MULTIPATH, *CASES]
+ROWS = [*_nbd_rows(), *_device_rows(), *SCALE, *THICK, *CRYPT, *MIRROR, *MULTIPATH, *CASES]

@@ -120,10 +120,7 @@ fn what_needs_a_target_that_is_missing_is_refused_and_leaves_nothing() {
         &world,
         r#"
         l lvcreate -qq -y -n lin -L 50M $VG
-        missing='Required device-mapper target(s) not detected'
         pv PV2 200M; l pvcreate -qq $PV2; l vgextend -qq $VG $PV2
-        refused "$missing" pvmove $PV $PV2
-        refused "$missing" lvcreate -y --type mirror -m1 -n mirror -L 20M $VG
         refused 'not detected\|not found\|module' lvcreate -y --type raid1 -m1 -n raid -L 20M $VG
         l lvs -a --noheadings -o lv_name,lv_attr $VG | awk '{ print $1, $2 }'
         l dmsetup ls | cut -f1

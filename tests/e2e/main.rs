@@ -15,6 +15,7 @@ mod kill;
 mod many;
 mod memory;
 mod multipath;
+mod mirrors;
 mod nbd;
 mod restart;
 mod security;

@@ -21,7 +21,10 @@ use crate::world::World;
 const METADATA: DevNo = DevNo::new(7, 0);
 const DATA: DevNo = DevNo::new(7, 1);
 const ORIGIN: DevNo = DevNo::new(7, 2);
+const LEG: DevNo = DevNo::new(7, 3);
+const LOG: DevNo = DevNo::new(7, 4);
 const POOL: &str = "pool";
+const MIRROR: &str = "mirror";
 
 /// What an administrator does; [`crate::swarm::Swarm::command_weights`] in this order.
 #[derive(Clone, Copy, Debug)]
@@ -81,6 +84,8 @@ impl DeviceOpener for Shelf {
             Ok(METADATA) => &self.0.metadata,
             Ok(DATA) => &self.0.data,
             Ok(ORIGIN) => &self.0.origin,
+            Ok(LEG) => &self.0.leg,
+            Ok(LOG) => &self.0.log,
             _ => {
                 return Err(OpenDeviceError {
                     reason: format!("{}: no such disk", request.spec),
@@ -135,6 +140,7 @@ impl Administrator {
     /// # Errors
     /// When the pool cannot be had.
     pub fn start(&mut self) -> Result<(), DmError> {
+        self.start_mirror()?;
         self.daemon.create(&named(POOL), None, None)?;
         self.load_pool()?;
         self.world.with_oracle(|oracle| oracle.formatted = true);
@@ -150,6 +156,26 @@ impl Administrator {
             }
         }
         Ok(())
+    }
+
+    fn start_mirror(&self) -> Result<(), DmError> {
+        let Some(plan) = self.world.swarm.mirror else {
+            return Ok(());
+        };
+        let words = if plan.in_sync { " nosync" } else { "" };
+        let (log, device) = if plan.disk_log {
+            ("disk", format!("{LOG} "))
+        } else {
+            ("core", String::new())
+        };
+        let count = 1 + usize::from(plan.disk_log) + usize::from(plan.in_sync);
+        let params = format!(
+            "{log} {count} {device}{}{words} 2 {DATA} 0 {LEG} 0 2 handle_errors keep_log",
+            plan.region
+        );
+        self.daemon.create(&named(MIRROR), None, None)?;
+        self.load(MIRROR, self.world.data.size().raw(), "mirror", params)?;
+        self.resume(MIRROR)
     }
 
     /// Does something.
@@ -251,8 +277,12 @@ impl Administrator {
     fn load_pool(&self) -> Result<(), DmError> {
         let block = self.world.swarm.layout.block;
         let features = &self.features;
+        let data = match self.world.swarm.mirror {
+            Some(_) => format!("/dev/mapper/{MIRROR}"),
+            None => DATA.to_string(),
+        };
         let params = format!(
-            "{METADATA} {DATA} {block} 0 {} {}",
+            "{METADATA} {data} {block} 0 {} {}",
             features.len(),
             features.join(" ")
         );

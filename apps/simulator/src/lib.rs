@@ -8,7 +8,7 @@ mod run;
 mod swarm;
 mod world;
 
-pub use run::{Outcome, run, run_short};
+pub use run::{Outcome, run, run_mirrored, run_short};
 pub use swarm::Swarm;
 
 /// Whether runs print what happens in them.

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use clap::Parser;
-use thinmap_simulator::{run, run_short, set_log};
+use thinmap_simulator::{run, run_mirrored, run_short, set_log};
 
 /// Simulates the daemon, one seed a run.
 #[derive(Parser)]
@@ -22,6 +22,9 @@ struct Args {
     /// Short lives, every cut with every subset of a few unflushed writes.
     #[arg(long)]
     short: bool,
+    /// The pool's data lie on a mirror, of which a leg may fail.
+    #[arg(long, conflicts_with = "short")]
+    mirror: bool,
     /// Print a line of figures every so many seconds.
     #[arg(long, default_value_t = 10)]
     every: u64,
@@ -59,6 +62,8 @@ fn main() -> anyhow::Result<ExitCode> {
     for seed in seeds.clone() {
         let outcome = if args.short {
             run_short(seed)
+        } else if args.mirror {
+            run_mirrored(seed)
         } else {
             run(seed)
         };

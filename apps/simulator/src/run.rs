@@ -46,6 +46,13 @@ pub fn run_short(seed: u64) -> Outcome {
     live_all(swarm, rng)
 }
 
+/// Runs this seed with the pool's data on a mirror.
+pub fn run_mirrored(seed: u64) -> Outcome {
+    let mut rng = SmallRng::seed_from_u64(seed);
+    let swarm = Swarm::mirrored(&mut rng);
+    live_all(swarm, rng)
+}
+
 fn live_all(swarm: Swarm, mut rng: SmallRng) -> Outcome {
     let mut remains = Remains {
         metadata: Image::new(swarm.metadata),

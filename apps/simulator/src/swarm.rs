@@ -13,14 +13,31 @@ use crate::oracle::Layout;
 pub const REQUESTS: usize = 5;
 /// Commands.
 pub const COMMANDS: usize = 14;
+/// The place of [`crate::commands::Command`]'s `GrowData` among them.
+const GROW_DATA: usize = 8;
 
 /// Which disk.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Disk {
     /// Metadata.
     Metadata,
-    /// Data.
+    /// Data, or of a mirror the first leg.
     Data,
+    /// The second leg of a mirror.
+    Leg,
+}
+
+/// The pool's data lie on a mirror, of which a leg fails or none. The log keeps what that leg misses (keep_log), so clients see nothing of it.
+#[derive(Clone, Copy, Debug)]
+pub struct MirrorPlan {
+    /// Sectors of a region.
+    pub region: u64,
+    /// The log is on a device.
+    pub disk_log: bool,
+    /// The second leg is the same when a life begins.
+    pub in_sync: bool,
+    /// What fails, of `Data` and `Leg`.
+    pub fault: Option<(Disk, FaultPlan)>,
 }
 
 /// See the module. All that follows is drawn from the same generator, so a seed is a run.
@@ -66,6 +83,8 @@ pub struct Swarm {
     pub manners: DiskManners,
     /// What fails.
     pub fault: Option<(Disk, FaultPlan)>,
+    /// What the data lie on.
+    pub mirror: Option<MirrorPlan>,
     /// Bits of the metadata rot between two lives.
     pub rot: bool,
     /// Lives: all but the last end in a power cut.
@@ -129,6 +148,7 @@ impl Swarm {
                 discards: rng.random_range(0..4) != 0,
             },
             fault,
+            mirror: None,
             rot,
             lives: rng.random_range(1..4) + u32::from(rot),
             sizes: Sizes {
@@ -162,6 +182,39 @@ impl Swarm {
                 0 | 3 => 12,
                 _ => swarm.command_weights[i].clamp(1, 5),
             }),
+            ..swarm
+        }
+    }
+
+    /// A run whose data lie on a mirror.
+    pub fn mirrored(rng: &mut SmallRng) -> Self {
+        let swarm = Self::draw(rng);
+        let in_sync = rng.random_range(0..3) > 0;
+        // A leg that is right alone may not fail.
+        let which = if in_sync && rng.random() {
+            Disk::Data
+        } else {
+            Disk::Leg
+        };
+        let fault = draw_fault(rng).map(|(_, plan)| (which, plan));
+        let mut command_weights = swarm.command_weights;
+        command_weights[GROW_DATA] = 0;
+        Self {
+            mirror: Some(MirrorPlan {
+                region: [2, 16, 64, 256][rng.random_range(0..4)],
+                disk_log: rng.random_range(0..4) > 0,
+                in_sync,
+                fault,
+            }),
+            fault: None,
+            rot: false,
+            lives: rng.random_range(1..4),
+            command_weights,
+            manners: DiskManners {
+                // What a discard leaves may differ between legs.
+                discards: swarm.manners.discards && rng.random(),
+                ..swarm.manners
+            },
             ..swarm
         }
     }

@@ -27,6 +27,10 @@ const STEPS_MAX: u64 = 400_000;
 /// Whether to say what happens.
 pub static LOG: AtomicBool = AtomicBool::new(false);
 const REAPER: &str = "thinmap-reaper";
+/// Of the process.
+const DISKS: usize = 5;
+/// Of a mirror's log: room for 45,000 regions.
+const LOG_SECTORS: u64 = 16;
 
 /// See the module.
 pub struct World {
@@ -38,6 +42,10 @@ pub struct World {
     pub data: Arc<SimDisk>,
     /// The external origin.
     pub origin: Arc<SimDisk>,
+    /// The second leg of the mirror that the data lie on, and its log; empty without one.
+    pub leg: Arc<SimDisk>,
+    /// See `leg`.
+    pub log: Arc<SimDisk>,
     /// What this run is like.
     pub swarm: Swarm,
     state: Mutex<State>,
@@ -114,11 +122,23 @@ impl World {
             content.set(sector, Content::Word(layout.origin_word(sector)));
         }
         let disk = |image, rng| Arc::new(SimDisk::new(image, swarm.manners, rng));
+        let (leg, log) = match swarm.mirror {
+            Some(plan) if plan.in_sync => (remains.data.clone(), LOG_SECTORS),
+            Some(_) => (Image::new(remains.data.sectors()), LOG_SECTORS),
+            None => (Image::new(0), 0),
+        };
+        let mut spare = || match swarm.mirror {
+            Some(_) => fork(),
+            None => SmallRng::seed_from_u64(0),
+        };
+        let (leg, log) = (disk(leg, spare()), disk(Image::new(log), spare()));
         let world = Self {
             executor: SimExecutor::new(),
             metadata: disk(remains.metadata, fork()),
             data: disk(remains.data, fork()),
             origin: disk(content, fork()),
+            leg,
+            log,
             state: Mutex::new(State {
                 rng: fork(),
                 oracle: remains.oracle,
@@ -140,7 +160,8 @@ impl World {
             }),
             swarm,
         };
-        if let Some((disk, plan)) = world.swarm.fault {
+        let of_mirror = world.swarm.mirror.and_then(|plan| plan.fault);
+        for (disk, plan) in world.swarm.fault.into_iter().chain(of_mirror) {
             world.disk(disk).set_faults(plan);
         }
         let world = Arc::new(world);
@@ -152,6 +173,27 @@ impl World {
         match disk {
             Disk::Metadata => &self.metadata,
             Disk::Data => &self.data,
+            Disk::Leg => &self.leg,
+        }
+    }
+
+    fn disks(&self) -> [&Arc<SimDisk>; DISKS] {
+        [
+            &self.metadata,
+            &self.data,
+            &self.origin,
+            &self.leg,
+            &self.log,
+        ]
+    }
+
+    /// The disk that has the data: the first leg of a mirror unless that has failed.
+    fn data_now(&self) -> &SimDisk {
+        let mirrored = self.swarm.mirror.is_some();
+        if mirrored && self.data.fault_struck() {
+            &self.leg
+        } else {
+            &self.data
         }
     }
 
@@ -221,12 +263,14 @@ impl World {
     pub fn step(self: &Arc<Self>, waiting: Option<Waiting>) -> bool {
         loop {
             let now = self.executor.clock_now();
-            let disks = [&self.metadata, &self.data, &self.origin];
+            let disks = self.disks();
             let ready = disks.map(|disk| disk.ready(now));
             let actors = self.executor.runnable(|name| may_run(waiting, name));
             let clients = usize::from(self.may_submit(now));
-            let weights = [ready[0], ready[1], ready[2], 2 * actors.len(), 2 * clients];
-            let weights = weights.map(|weight| u32::try_from(weight).unwrap_or(u32::MAX));
+            let others = [2 * actors.len(), 2 * clients];
+            let weights: Vec<u32> = (ready.iter().chain(&others))
+                .map(|weight| u32::try_from(*weight).unwrap_or(u32::MAX))
+                .collect();
             let (chosen, which) = {
                 let mut state = self.state.lock();
                 let Some(chosen) = choose(&weights, &mut state.rng) else {
@@ -236,12 +280,16 @@ impl World {
                     }
                     return false;
                 };
-                let of = [ready[0], ready[1], ready[2], actors.len(), 1][chosen];
+                let of = match chosen {
+                    0..DISKS => ready[chosen],
+                    DISKS => actors.len(),
+                    _ => 1,
+                };
                 (chosen, state.rng.random_range(0..of))
             };
             match chosen {
-                0..3 => disks[chosen].end_one(which),
-                3 => self.executor.run(actors[which]),
+                0..DISKS => disks[chosen].end_one(which),
+                DISKS => self.executor.run(actors[which]),
                 _ => self.submit_something(),
             }
             self.after_step(chosen, which);
@@ -250,7 +298,7 @@ impl World {
     }
 
     fn let_time_pass(&self, now: Duration, waiting: Option<Waiting>) -> bool {
-        let disks = [&self.metadata, &self.data, &self.origin];
+        let disks = self.disks();
         let mut next: Vec<Duration> = disks.iter().filter_map(|disk| disk.next_ready()).collect();
         next.extend(self.executor.next_turn(|name| may_run(waiting, name)));
         let state = self.state.lock();
@@ -298,8 +346,56 @@ impl World {
     /// What a power cut now would leave.
     fn cut(&self, state: &mut State, losses: [Loss; 2]) -> (Image, Image) {
         let metadata = self.metadata.after_cut(losses[0], &mut state.rng);
-        let data = self.data.after_cut(losses[1], &mut state.rng);
+        let data = self.data_now().after_cut(losses[1], &mut state.rng);
+        let may_differ = self.swarm.manners.discards;
+        if !may_differ && self.swarm.mirror.is_some_and(|plan| plan.disk_log) {
+            self.look_at_the_log(state, losses, &data);
+        }
         (metadata, data)
+    }
+
+    /// Regions that the mirror's log calls clean after a power cut read the same on both legs.
+    fn look_at_the_log(&self, state: &mut State, losses: [Loss; 2], data: &Image) {
+        let other = if self.data.fault_struck() {
+            &self.data
+        } else {
+            &self.leg
+        };
+        let (log, other) = (
+            self.log.after_cut(losses[0], &mut state.rng),
+            other.after_cut(losses[1], &mut state.rng),
+        );
+        let mut bits = [0; SECTOR];
+        let Some(plan) = self.swarm.mirror else {
+            return;
+        };
+        for region in 0..data.sectors().div_ceil(plan.region) {
+            // The bits begin in the third sector.
+            let (sector, bit) = (2 + region / 4096, (region % 4096) as usize);
+            if bit == 0 {
+                log.get(sector).fill(&mut bits);
+            }
+            if bits[bit / 8] >> (bit % 8) & 1 == 0 {
+                continue;
+            }
+            let end = ((region + 1) * plan.region).min(data.sectors());
+            for place in region * plan.region..end {
+                let read = |image: &Image| {
+                    let mut bytes = [0; SECTOR];
+                    image.get(place).fill(&mut bytes);
+                    bytes
+                };
+                if read(data) != read(&other) {
+                    let wrong = format!(
+                        "after a power cut ({losses:?}): legs differ at {place}, {:x?} and {:x?}, in region {region}, which the log calls clean; {plan:?}",
+                        data.get(place),
+                        other.get(place)
+                    );
+                    state.failure.get_or_insert(wrong);
+                    return;
+                }
+            }
+        }
     }
 
     fn look_at_a_cut(&self, state: &mut State) {
@@ -363,8 +459,7 @@ impl World {
             state.left = 0;
             self.cut(&mut state, losses)
         };
-        let disks = [&self.metadata, &self.data, &self.origin];
-        disks.iter().for_each(|disk| disk.cut_power());
+        self.disks().iter().for_each(|disk| disk.cut_power());
         self.found(metadata, data);
     }
 
@@ -404,6 +499,7 @@ impl World {
         self.executor.forget_all();
         let mut state = self.state.lock();
         let disks = self.metadata.trace() ^ self.data.trace().rotate_left(1);
+        let disks = disks ^ self.leg.trace().rotate_left(2) ^ self.log.trace().rotate_left(3);
         let layout = state.oracle.layout;
         let remains = Remains {
             metadata: self.metadata.content(),
@@ -416,7 +512,7 @@ impl World {
             cuts: [state.cuts_in_all, state.cuts_with_every_subset],
             steps: state.steps,
             trace: mix(state.trace) ^ disks,
-            struck: self.metadata.fault_struck() || self.data.fault_struck(),
+            struck: self.disks().iter().any(|disk| disk.fault_struck()),
             failure: state.failure.take(),
         };
         state.open.clear();

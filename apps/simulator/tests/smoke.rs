@@ -4,7 +4,7 @@
 
 use std::collections::HashSet;
 
-use thinmap_simulator::{Outcome, run, run_short};
+use thinmap_simulator::{Outcome, run, run_mirrored, run_short};
 
 fn passed(seed: u64, outcome: &Outcome) {
     if let Some(failure) = &outcome.failure {
@@ -33,6 +33,28 @@ fn many_seeds_lose_no_flushed_write() {
         images.len() as u64 > seeds && fault_runs * 5 > seeds,
         "hardly anything was tried"
     );
+}
+
+/// Clients of a pool on a mirror see nothing of a leg that fails, and its log is right at every power cut.
+#[test]
+fn a_pool_on_a_mirror_loses_no_flushed_write_when_a_leg_fails() {
+    let seeds = std::env::var("THINMAP_SEEDS").map_or(200, |n| n.parse().expect("a number"));
+    let (mut images, mut fault_runs) = (HashSet::new(), 0);
+    for seed in 0..seeds {
+        let outcome = run_mirrored(seed);
+        if let Some(failure) = &outcome.failure {
+            panic!(
+                "seed {seed}: {failure}\nsee it with: cargo run --release -p thinmap-simulator -- --mirror --log {seed}"
+            );
+        }
+        fault_runs += u64::from(outcome.fault_run);
+        images.extend(outcome.images);
+    }
+    println!(
+        "{seeds} seeds, {} crash points, {fault_runs} fault runs",
+        images.len()
+    );
+    assert!(images.len() as u64 > seeds && fault_runs * 5 > seeds);
 }
 
 #[test]

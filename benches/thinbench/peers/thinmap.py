@@ -215,4 +215,15 @@ class MultipathByLoad(OnOneFile):
         return f"multipath 0 0 1 1 service-time 0 4 0 {' '.join([str(daemon.blocks)] * 4)}"
 
 
-SIDES = [Crypt, Linear, Multipath, MultipathByLoad, ThinmapNbd, ThinmapDevice, NoSnapshot, ManySnapshots, DeepChain]
+class Mirror(OnOneFile):
+    name = "thinmap mirror"
+    words = "mirror on two files with its log on a third, regions of 512 KiB, errors handled; NBD only"
+
+    def arguments(self, daemon):
+        leg, log = daemon.data / "leg", daemon.data / "log"
+        sparse(leg, self.size)
+        sparse(log, MIB)
+        return f"mirror disk 3 {log} 1024 nosync 2 {daemon.blocks} 0 {leg} 0 1 handle_errors"
+
+
+SIDES = [Crypt, Linear, Mirror, Multipath, MultipathByLoad, ThinmapNbd, ThinmapDevice, NoSnapshot, ManySnapshots, DeepChain]

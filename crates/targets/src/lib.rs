@@ -8,6 +8,7 @@ mod crypt;
 mod error;
 mod linear;
 mod multipath;
+mod mirror;
 mod snapshot;
 mod striped;
 mod thin;
@@ -20,6 +21,7 @@ pub use crypt::CryptType;
 pub use error::ErrorType;
 pub use linear::LinearType;
 pub use multipath::{MultipathType, NoPathTimeout};
+pub use mirror::MirrorType;
 pub use snapshot::{SnapshotMergeType, SnapshotOriginType, SnapshotType};
 pub use striped::StripedType;
 pub use thin::ThinType;
@@ -32,6 +34,7 @@ pub use zero::ZeroType;
 pub static ALL: &[&dyn TargetType] = &[
     &MultipathType,
     &CryptType,
+    &MirrorType,
     &SnapshotMergeType,
     &SnapshotOriginType,
     &SnapshotType,

@@ -47,6 +47,161 @@ const WRONG: &[(&str, &str, i32)] = &[
         "table: 7:0 too small for target: start=18446744073709551615, len=8, dev_size=64",
         22,
     ),
+    (
+        "0 64 mirror",
+        "mirror: Insufficient mirror log arguments",
+        22,
+    ),
+    (
+        "0 64 mirror core",
+        "mirror: Insufficient mirror log arguments",
+        22,
+    ),
+    (
+        "0 64 mirror core x",
+        "mirror: Invalid mirror log argument count",
+        22,
+    ),
+    (
+        "0 64 mirror core 1",
+        "mirror: Insufficient mirror log arguments",
+        22,
+    ),
+    (
+        "0 64 mirror core 0",
+        "mirror: Error creating mirror dirty log: wrong number of arguments to dirty region log",
+        22,
+    ),
+    (
+        "0 64 mirror core 3 8 nosync x 2 a 0 b 0",
+        "mirror: Error creating mirror dirty log: wrong number of arguments to dirty region log",
+        22,
+    ),
+    (
+        "0 64 mirror core 2 8 block_on_error 2 a 0 b 0",
+        "mirror: Error creating mirror dirty log: unrecognised sync argument: block_on_error",
+        22,
+    ),
+    (
+        "0 64 mirror core 1 1 2 a 0 b 0",
+        "mirror: Error creating mirror dirty log: invalid region size 1",
+        22,
+    ),
+    (
+        "0 64 mirror core 1 3 2 a 0 b 0",
+        "mirror: Error creating mirror dirty log: invalid region size 3",
+        22,
+    ),
+    (
+        "0 64 mirror core 1 128 2 a 0 b 0",
+        "mirror: Error creating mirror dirty log: invalid region size 128",
+        22,
+    ),
+    (
+        "0 64 mirror core 1 8x 2 a 0 b 0",
+        "mirror: Error creating mirror dirty log: invalid region size 8x",
+        22,
+    ),
+    (
+        "0 64 mirror core 1 4294967296 2 a 0 b 0",
+        "mirror: Error creating mirror dirty log: invalid region size 4294967296",
+        22,
+    ),
+    (
+        "0 64 mirror disk 0 2 a 0 b 0",
+        "mirror: Error creating mirror dirty log: wrong number of arguments to disk dirty region log",
+        22,
+    ),
+    (
+        "0 64 mirror disk 1 c 2 a 0 b 0",
+        "mirror: Error creating mirror dirty log: wrong number of arguments to dirty region log",
+        22,
+    ),
+    (
+        "0 64 mirror disk 2 nowhere 8 2 a 0 b 0",
+        "mirror: Error creating mirror dirty log: nowhere: no such device",
+        22,
+    ),
+    (
+        "0 64 mirror userspace 2 x 8 2 a 0 b 0",
+        "mirror: Error creating mirror dirty log: logs of a cluster (userspace) are not supported",
+        22,
+    ),
+    (
+        "0 64 mirror nosuch 1 8 2 a 0 b 0",
+        "mirror: Error creating mirror dirty log: there is no log of type nosuch",
+        22,
+    ),
+    (
+        "0 64 mirror core 1 8",
+        "mirror: Invalid number of mirrors",
+        22,
+    ),
+    (
+        "0 64 mirror core 1 8 x",
+        "mirror: Invalid number of mirrors",
+        22,
+    ),
+    (
+        "0 64 mirror core 1 8 0",
+        "mirror: Invalid number of mirrors",
+        22,
+    ),
+    (
+        "0 64 mirror core 1 8 1 a 0",
+        "mirror: Invalid number of mirrors",
+        22,
+    ),
+    (
+        "0 64 mirror core 1 8 10 a 0",
+        "mirror: Invalid number of mirrors",
+        22,
+    ),
+    (
+        "0 64 mirror core 1 8 2 a 0 b",
+        "mirror: Too few mirror arguments",
+        22,
+    ),
+    (
+        "0 64 mirror core 1 8 2 a x b 0",
+        "mirror: Invalid offset",
+        22,
+    ),
+    (
+        "0 64 mirror core 1 8 2 nowhere x b 0",
+        "mirror: Invalid offset",
+        22,
+    ),
+    (
+        "0 64 mirror core 1 8 2 a 0 nowhere 0",
+        "mirror: Device lookup failure: nowhere: no such device",
+        19,
+    ),
+    (
+        "0 64 mirror core 1 8 2 a 0 b 0 x",
+        "mirror: Invalid number of features",
+        22,
+    ),
+    (
+        "0 64 mirror core 1 8 2 a 0 b 0 1",
+        "mirror: Not enough arguments to support feature count",
+        22,
+    ),
+    (
+        "0 64 mirror core 1 8 2 a 0 b 0 1 x",
+        "mirror: Unrecognised feature requested",
+        22,
+    ),
+    (
+        "0 64 mirror core 1 8 2 a 0 b 0 1 keep_log",
+        "mirror: keep_log feature requires the handle_errors feature",
+        22,
+    ),
+    (
+        "0 64 mirror core 1 8 2 a 0 b 0 1 handle_errors keep_log",
+        "mirror: Too many mirror arguments",
+        22,
+    ),
     ("0 8 striped", "striped: Not enough arguments", 22),
     ("0 8 striped 2", "striped: Not enough arguments", 22),
     ("0 8 striped 0 8 a 0", "striped: Invalid stripe count", 22),
