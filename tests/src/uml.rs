@@ -141,6 +141,9 @@ done
 for module in aes_generic sha256_generic hmac cbc ecb xts essiv dm-crypt; do
     modprobe -d {modules} $module
 done
+for module in dm-delay; do
+    modprobe -d {modules} $module
+done
 dmesg -n 1
 dmesg -c >/dev/null
 sh {here}/script >{here}/output 2>&1

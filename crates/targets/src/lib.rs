@@ -5,6 +5,7 @@
 
 mod args;
 mod crypt;
+mod delay;
 mod error;
 mod linear;
 mod snapshot;
@@ -16,6 +17,7 @@ mod zero;
 use thinmap_dm::TargetType;
 
 pub use crypt::CryptType;
+pub use delay::DelayType;
 pub use error::ErrorType;
 pub use linear::LinearType;
 pub use snapshot::{SnapshotMergeType, SnapshotOriginType, SnapshotType};
@@ -28,6 +30,7 @@ pub use zero::ZeroType;
 ///
 /// COMPAT: the kernel lists what was registered last first: modules before the built-in targets.
 pub static ALL: &[&dyn TargetType] = &[
+    &DelayType,
     &CryptType,
     &SnapshotMergeType,
     &SnapshotOriginType,
