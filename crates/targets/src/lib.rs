@@ -7,6 +7,7 @@ mod args;
 mod crypt;
 mod delay;
 mod error;
+mod flakey;
 mod linear;
 mod snapshot;
 mod striped;
@@ -19,6 +20,7 @@ use thinmap_dm::TargetType;
 pub use crypt::CryptType;
 pub use delay::DelayType;
 pub use error::ErrorType;
+pub use flakey::FlakeyType;
 pub use linear::LinearType;
 pub use snapshot::{SnapshotMergeType, SnapshotOriginType, SnapshotType};
 pub use striped::StripedType;
@@ -30,6 +32,7 @@ pub use zero::ZeroType;
 ///
 /// COMPAT: the kernel lists what was registered last first: modules before the built-in targets.
 pub static ALL: &[&dyn TargetType] = &[
+    &FlakeyType,
     &DelayType,
     &CryptType,
     &SnapshotMergeType,
