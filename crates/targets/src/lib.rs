@@ -6,6 +6,7 @@
 mod args;
 mod crypt;
 mod delay;
+mod dust;
 mod error;
 mod flakey;
 mod linear;
@@ -19,6 +20,7 @@ use thinmap_dm::TargetType;
 
 pub use crypt::CryptType;
 pub use delay::DelayType;
+pub use dust::DustType;
 pub use error::ErrorType;
 pub use flakey::FlakeyType;
 pub use linear::LinearType;
@@ -32,6 +34,7 @@ pub use zero::ZeroType;
 ///
 /// COMPAT: the kernel lists what was registered last first: modules before the built-in targets.
 pub static ALL: &[&dyn TargetType] = &[
+    &DustType,
     &FlakeyType,
     &DelayType,
     &CryptType,
