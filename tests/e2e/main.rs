@@ -20,6 +20,7 @@ mod security;
 mod session;
 mod snapshots;
 mod start;
+mod test_targets;
 mod thin_tools;
 mod uring;
 mod user;

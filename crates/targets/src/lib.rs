@@ -10,6 +10,7 @@ mod dust;
 mod error;
 mod flakey;
 mod linear;
+mod log_writes;
 mod snapshot;
 mod striped;
 mod thin;
@@ -24,6 +25,7 @@ pub use dust::DustType;
 pub use error::ErrorType;
 pub use flakey::FlakeyType;
 pub use linear::LinearType;
+pub use log_writes::LogWritesType;
 pub use snapshot::{SnapshotMergeType, SnapshotOriginType, SnapshotType};
 pub use striped::StripedType;
 pub use thin::ThinType;
@@ -34,6 +36,7 @@ pub use zero::ZeroType;
 ///
 /// COMPAT: the kernel lists what was registered last first: modules before the built-in targets.
 pub static ALL: &[&dyn TargetType] = &[
+    &LogWritesType,
     &DustType,
     &FlakeyType,
     &DelayType,
