@@ -15,6 +15,7 @@ mod snapshot;
 mod striped;
 mod thin;
 mod thin_pool;
+mod unstriped;
 mod zero;
 
 use thinmap_dm::TargetType;
@@ -30,12 +31,14 @@ pub use snapshot::{SnapshotMergeType, SnapshotOriginType, SnapshotType};
 pub use striped::StripedType;
 pub use thin::ThinType;
 pub use thin_pool::{PoolTuning, Sizes, ThinPoolType};
+pub use unstriped::UnstripedType;
 pub use zero::ZeroType;
 
 /// Every target there is, in the order in which `dmsetup targets` lists them.
 ///
 /// COMPAT: the kernel lists what was registered last first: modules before the built-in targets.
 pub static ALL: &[&dyn TargetType] = &[
+    &UnstripedType,
     &LogWritesType,
     &DustType,
     &FlakeyType,
