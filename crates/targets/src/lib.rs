@@ -13,6 +13,7 @@ mod linear;
 mod log_writes;
 mod snapshot;
 mod striped;
+mod switch;
 mod thin;
 mod thin_pool;
 mod unstriped;
@@ -29,6 +30,7 @@ pub use linear::LinearType;
 pub use log_writes::LogWritesType;
 pub use snapshot::{SnapshotMergeType, SnapshotOriginType, SnapshotType};
 pub use striped::StripedType;
+pub use switch::SwitchType;
 pub use thin::ThinType;
 pub use thin_pool::{PoolTuning, Sizes, ThinPoolType};
 pub use unstriped::UnstripedType;
@@ -38,6 +40,7 @@ pub use zero::ZeroType;
 ///
 /// COMPAT: the kernel lists what was registered last first: modules before the built-in targets.
 pub static ALL: &[&dyn TargetType] = &[
+    &SwitchType,
     &UnstripedType,
     &LogWritesType,
     &DustType,
