@@ -7,6 +7,7 @@ mod args;
 mod crypt;
 mod delay;
 mod dust;
+mod era;
 mod error;
 mod flakey;
 mod linear;
@@ -24,6 +25,7 @@ use thinmap_dm::TargetType;
 pub use crypt::CryptType;
 pub use delay::DelayType;
 pub use dust::DustType;
+pub use era::EraType;
 pub use error::ErrorType;
 pub use flakey::FlakeyType;
 pub use linear::LinearType;
@@ -40,6 +42,7 @@ pub use zero::ZeroType;
 ///
 /// COMPAT: the kernel lists what was registered last first: modules before the built-in targets.
 pub static ALL: &[&dyn TargetType] = &[
+    &EraType,
     &SwitchType,
     &UnstripedType,
     &LogWritesType,
