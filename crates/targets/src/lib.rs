@@ -4,6 +4,7 @@
 #![forbid(unsafe_code)]
 
 mod args;
+mod clone;
 mod crypt;
 mod delay;
 mod dust;
@@ -22,6 +23,7 @@ mod zero;
 
 use thinmap_dm::TargetType;
 
+pub use clone::CloneType;
 pub use crypt::CryptType;
 pub use delay::DelayType;
 pub use dust::DustType;
@@ -42,6 +44,7 @@ pub use zero::ZeroType;
 ///
 /// COMPAT: the kernel lists what was registered last first: modules before the built-in targets.
 pub static ALL: &[&dyn TargetType] = &[
+    &CloneType,
     &EraType,
     &SwitchType,
     &UnstripedType,
