@@ -3,6 +3,8 @@
 //!
 //! `pool.sh` is the one body that both arms run; images and manifest travel between them.
 
+mod clone;
+mod era;
 mod exchange_crypt;
 mod mirrors;
 mod snapshots;

@@ -1,10 +1,12 @@
 //! The bytes of a metadata block: its kinds, their checksums, and little-endian access.
 //!
-//! Every block carries in its first four bytes a CRC-32C of all that follows, and at byte 8 its
-//! own address. The checksum is the kernel's `crc32c(~0, ..)`, which lacks the final inversion of
+//! Every block carries in its first four bytes a CRC-32C of all that follows, and at byte 8 (an
+//! array's at byte 16) its own address. The checksum is the kernel's `crc32c(~0, ..)`, which lacks the final inversion of
 //! the common definition, XORed with a constant for each kind, so that a block of one kind never
-//! passes for another (dm-thin-metadata.c, dm-btree-spine.c, dm-space-map-common.c).
+//! passes for another (dm-thin-metadata.c, dm-btree-spine.c, dm-space-map-common.c,
+//! dm-array.c, dm-era-target.c, dm-clone-metadata.c).
 
+use crate::array;
 use crate::btree::node;
 use crate::error::{MetadataError, Result};
 
@@ -25,6 +27,12 @@ pub enum BlockKind {
     Bitmap,
     /// The metadata space map's index.
     Index,
+    /// A block of an array (`array`).
+    Array,
+    /// The superblock of era's metadata, or its copy in a metadata snapshot.
+    EraSuperblock,
+    /// The superblock of clone's metadata.
+    CloneSuperblock,
 }
 
 impl BlockKind {
@@ -34,15 +42,27 @@ impl BlockKind {
             Self::Node => 121_107,
             Self::Bitmap => 240_779,
             Self::Index => 160_478,
+            Self::Array => 595_846_735,
+            Self::EraSuperblock => 146_538_381,
+            Self::CloneSuperblock => 257_649_492,
         }
     }
 
     const fn name(self) -> &'static str {
         match self {
-            Self::Superblock => "superblock",
+            Self::Superblock | Self::EraSuperblock | Self::CloneSuperblock => "superblock",
             Self::Node => "btree node",
             Self::Bitmap => "bitmap",
             Self::Index => "index",
+            Self::Array => "array block",
+        }
+    }
+
+    /// Where the block's own address is.
+    const fn address_at(self) -> usize {
+        match self {
+            Self::Array => 16,
+            _ => 8,
         }
     }
 }
@@ -54,12 +74,12 @@ fn checksum(kind: BlockKind, bytes: &BlockBytes) -> u32 {
 
 /// Writes address and checksum, the last thing before a block goes to the device.
 pub fn seal(kind: BlockKind, block: u64, bytes: &mut BlockBytes) {
-    put_u64(bytes, 8, block);
+    put_u64(bytes, kind.address_at(), block);
     let sum = checksum(kind, bytes);
     put_u32(bytes, 0, sum);
 }
 
-/// What a block is by its checksum, if it holds one that fits its content and its own address.
+/// What a block of a thin pool is by its checksum, if it holds one that fits its content and its own address.
 pub fn kind_of(block: u64, bytes: &BlockBytes) -> Option<BlockKind> {
     if u64_at(bytes, 8) != block {
         return None;
@@ -82,8 +102,8 @@ pub fn kind_of(block: u64, bytes: &BlockBytes) -> Option<BlockKind> {
 /// # Errors
 /// `Corrupt`; errno `ENOTBLK` for another block's content.
 pub fn verify(kind: BlockKind, block: u64, bytes: &BlockBytes) -> Result<()> {
-    if u64_at(bytes, 8) != block {
-        let found = u64_at(bytes, 8);
+    let found = u64_at(bytes, kind.address_at());
+    if found != block {
         return Err(MetadataError::misplaced(
             block,
             format!("{} claims to be block {found}", kind.name()),
@@ -99,10 +119,11 @@ pub fn verify(kind: BlockKind, block: u64, bytes: &BlockBytes) -> Result<()> {
             ),
         ));
     }
-    if kind == BlockKind::Node {
-        node::verify(block, bytes)?;
+    match kind {
+        BlockKind::Node => node::verify(block, bytes),
+        BlockKind::Array => array::verify(block, bytes),
+        _ => Ok(()),
     }
-    Ok(())
 }
 
 /// The little-endian `u64` at byte `at`.

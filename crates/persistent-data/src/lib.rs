@@ -6,7 +6,8 @@
 //! 3. space maps: a reference count for each block, of the metadata device itself
 //!    ([`TransactionManager`] holds that one) and of anything else ([`DiskSpaceMap`]);
 //! 4. [`TransactionManager`]: new and shadowed blocks, commit and abort;
-//! 5. [`btree`]: copy-on-write trees with `u64` keys and values of a fixed size.
+//! 5. [`btree`]: copy-on-write trees with `u64` keys and values of a fixed size;
+//! 6. [`array`]: copy-on-write arrays of values of a fixed size, over such a tree; [`bitset`]: arrays of bits.
 //!
 //! Everything is synchronous. `&` methods may run at once on many threads, `&mut` ones change the
 //! open transaction. A damaged image gives [`ErrorKind::Corrupt`]; it never panics, never loops
@@ -15,6 +16,8 @@
 //! The format and the commit protocol are in `docs/internals/format.md` and `commit.md`.
 #![forbid(unsafe_code)]
 
+pub mod array;
+pub mod bitset;
 mod block;
 pub mod btree;
 pub mod bulk;

@@ -18,6 +18,11 @@ pub(crate) fn parse_u32(word: &str) -> Option<u32> {
     digits.parse().ok()
 }
 
+/// A number as `sscanf("%u%c")` takes it. Unlike there, one that does not fit is refused, not cut.
+pub(crate) fn scan_u32(word: &str) -> Option<u32> {
+    parse_u64(word).and_then(|number| u32::try_from(number).ok())
+}
+
 /// How every measurement line begins that is not empty.
 pub(crate) fn measured(target: &str, [major, minor, patch]: [u32; 3]) -> String {
     format!("target_name={target},target_version={major}.{minor}.{patch}")

@@ -4,34 +4,58 @@
 #![forbid(unsafe_code)]
 
 mod args;
+mod clone;
 mod crypt;
+mod delay;
+mod dust;
+mod era;
 mod error;
+mod flakey;
 mod linear;
-mod multipath;
+mod log_writes;
 mod mirror;
+mod multipath;
 mod snapshot;
 mod striped;
+mod switch;
 mod thin;
 mod thin_pool;
+mod unstriped;
 mod zero;
 
 use thinmap_dm::TargetType;
 
+pub use clone::CloneType;
 pub use crypt::CryptType;
+pub use delay::DelayType;
+pub use dust::DustType;
+pub use era::EraType;
 pub use error::ErrorType;
+pub use flakey::FlakeyType;
 pub use linear::LinearType;
-pub use multipath::{MultipathType, NoPathTimeout};
+pub use log_writes::LogWritesType;
 pub use mirror::MirrorType;
+pub use multipath::{MultipathType, NoPathTimeout};
 pub use snapshot::{SnapshotMergeType, SnapshotOriginType, SnapshotType};
 pub use striped::StripedType;
+pub use switch::SwitchType;
 pub use thin::ThinType;
 pub use thin_pool::{PoolTuning, Sizes, ThinPoolType};
+pub use unstriped::UnstripedType;
 pub use zero::ZeroType;
 
 /// Every target there is, in the order in which `dmsetup targets` lists them.
 ///
 /// COMPAT: the kernel lists what was registered last first: modules before the built-in targets.
 pub static ALL: &[&dyn TargetType] = &[
+    &CloneType,
+    &EraType,
+    &SwitchType,
+    &UnstripedType,
+    &LogWritesType,
+    &DustType,
+    &FlakeyType,
+    &DelayType,
     &MultipathType,
     &CryptType,
     &MirrorType,

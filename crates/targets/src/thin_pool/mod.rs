@@ -39,6 +39,7 @@ mod target;
 mod tuning;
 mod worker;
 
+pub(crate) use metadata_dev::BlockMetadataDevice;
 pub use mode::Mode;
 pub use target::ThinPoolType;
 pub use tuning::{PoolTuning, Sizes};
