@@ -7,6 +7,7 @@ mod args;
 mod crypt;
 mod error;
 mod linear;
+mod raid;
 mod snapshot;
 mod striped;
 mod thin;
