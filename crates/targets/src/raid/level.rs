@@ -5,10 +5,13 @@
 //! are counted: members' sectors for raid1, raid4, raid5, raid6, the array's sectors for raid10.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use smallvec::SmallVec;
 use thinmap_block::{Io, Op};
 use thinmap_units::{BlkStatus, Sector};
+
+use super::members::Members;
 
 /// Stretches of the sync space.
 pub(super) type SyncRanges = SmallVec<[Range<Sector>; 2]>;
@@ -32,6 +35,23 @@ pub(super) struct Synced {
     /// Sectors of it that did not agree, in md's units (raid1, raid10: each piece of 128 sectors that differs somewhere counts whole;
     /// parity: 8 for each stripe of 4 KiB).
     pub mismatches: u64,
+}
+
+/// What a level is made for.
+pub(super) struct Shape {
+    /// md's level: 0, 1, 5 (also for raid4), 6 or 10.
+    pub level: u32,
+    /// md's layout word: the parity algorithm's number, or raid10's copies and flags.
+    pub layout: u32,
+    /// A power of two, at least 8; zero for raid1.
+    pub chunk: Sector,
+    /// What the array uses of each member, from the member's data offset on. Need not be a multiple of the chunk: what is behind the last
+    /// whole chunk is not used.
+    pub member_len: Sector,
+    /// Stripes of 4 KiB of each member that a parity level may keep in memory.
+    pub stripe_cache: u32,
+    /// Who does the work.
+    pub members: Arc<Members>,
 }
 
 /// Where data lie. Shared by all threads; called with requests of many at once.
@@ -72,6 +92,13 @@ pub(super) trait Level: Send + Sync {
     /// to be written is failed ([`Members::fail`](super::members::Members::fail)) and the window goes on without it. An error means that
     /// content could not be had from anywhere: nothing of the window counts as done.
     fn sync(&self, kind: SyncKind, window: Range<Sector>) -> Result<Synced, BlkStatus>;
+
+    /// A member could not be read at `window` (of its own sectors) though the request was served from elsewhere: read it there again, and
+    /// write it. As [`Level::sync`] in all else; the window's ranges are those of [`SyncKind::Recover`]. Levels that cure such reads
+    /// at once leave this alone.
+    fn heal(&self, member: usize, window: Range<Sector>) {
+        let _ = (member, window);
+    }
 
     /// How many members' worth of data a row of chunks holds: for the optimal I/O size.
     fn data_members(&self) -> u32;

@@ -5,6 +5,7 @@
 //! INVARIANT: a write that a member has missed is answered only when the superblocks say that the member has failed
 //! ([`Members::answer`]). Otherwise a crash could bring the member back as if it had the write.
 
+use std::ops::Range;
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, OnceLock};
 
@@ -47,6 +48,9 @@ pub(super) type Enough = Box<dyn Fn(&dyn Fn(usize) -> bool) -> bool + Send + Syn
 pub(super) trait Keeper: Send + Sync {
     /// Superblocks are out of date: call [`Members::recorded`] when they are not any more.
     fn changed(&self);
+
+    /// A member could not be read there (its own sectors), others could: [`Level::heal`](super::level::Level::heal) is to be called.
+    fn heal(&self, member: usize, window: Range<Sector>);
 }
 
 /// One member.
@@ -263,6 +267,13 @@ impl Members {
             keeper.changed();
         }
         true
+    }
+
+    /// Leaves it to the sync thread to write a part of a member anew that could not be read.
+    pub fn ask_to_heal(&self, index: usize, window: Range<Sector>) {
+        if let Some(keeper) = self.keeper.get() {
+            keeper.heal(index, window);
+        }
     }
 
     /// A read error of a member was cured by writing what should be there. So many of them and the member fails, as in the kernel.
