@@ -19,6 +19,7 @@ use thinmap_dm::TargetType;
 pub use crypt::CryptType;
 pub use error::ErrorType;
 pub use linear::LinearType;
+pub use raid::RaidType;
 pub use snapshot::{SnapshotMergeType, SnapshotOriginType, SnapshotType};
 pub use striped::StripedType;
 pub use thin::ThinType;
@@ -30,6 +31,7 @@ pub use zero::ZeroType;
 /// COMPAT: the kernel lists what was registered last first: modules before the built-in targets.
 pub static ALL: &[&dyn TargetType] = &[
     &CryptType,
+    &RaidType,
     &SnapshotMergeType,
     &SnapshotOriginType,
     &SnapshotType,

@@ -204,9 +204,19 @@ impl Members {
         )
     }
 
-    /// Whether the array can work with those that are in sync.
-    pub fn is_enough(&self) -> bool {
-        (self.enough)(&|index| self.state(index) == MemberState::InSync)
+    /// Whether not even the members being rebuilt would make an array of what is left.
+    pub fn has_lost_too_much(&self) -> bool {
+        !(self.enough)(&|index| self.is_writable(index))
+    }
+
+    /// Whether some member gets nothing of what is written.
+    pub fn is_degraded(&self) -> bool {
+        (0..self.len()).any(|index| !self.is_writable(index))
+    }
+
+    /// Whether some member is being rebuilt.
+    pub fn is_rebuilding(&self) -> bool {
+        (0..self.len()).any(|index| self.state(index) == MemberState::Rebuilding)
     }
 
     /// Whether members agree (copies are equal, parity fits) below this sector of the level's sync space.
