@@ -15,6 +15,7 @@ mod level;
 mod line;
 mod members;
 mod metadata;
+mod parity;
 mod raid10;
 mod raid_type;
 mod regions;

@@ -1,0 +1,4 @@
+mod blocks;
+mod galois;
+mod geometry;
+mod plan;
