@@ -63,9 +63,8 @@ pub(crate) fn recover_data<B: AsRef<[u8]> + AsMut<[u8]>>(
     blocks: &mut Blocks<B>,
     mut fresh: impl FnMut() -> B,
 ) -> Result<(), Lost> {
-    let is_lost_data = |member: &usize| {
-        matches!(row.role(*member), Role::Data(_)) && blocks[*member].is_none()
-    };
+    let is_lost_data =
+        |member: &usize| matches!(row.role(*member), Role::Data(_)) && blocks[*member].is_none();
     let lost: Vec<usize> = (0..blocks.len()).filter(is_lost_data).collect();
     let has_p = blocks[row.p].is_some();
     let q = row.q.filter(|q| blocks[*q].is_some());
@@ -107,9 +106,7 @@ pub(crate) fn recover_data<B: AsRef<[u8]> + AsMut<[u8]>>(
 /// Whether so much is known that [`recover_data`] finds the rest.
 pub(crate) fn is_recoverable(row: &Row, is_known: impl Fn(usize) -> bool, members: usize) -> bool {
     let parities = usize::from(is_known(row.p)) + usize::from(row.q.is_some_and(&is_known));
-    let is_lost = |member: &usize| {
-        matches!(row.role(*member), Role::Data(_)) && !is_known(*member)
-    };
+    let is_lost = |member: &usize| matches!(row.role(*member), Role::Data(_)) && !is_known(*member);
     (0..members).filter(is_lost).count() <= parities
 }
 
@@ -189,7 +186,10 @@ mod tests {
                             blocks[parity].get_or_insert_with(|| vec![7; BYTES]);
                         }
                         make_parity(&row, &mut blocks);
-                        assert!(blocks == whole, "{geometry:?} row {row_number} lost {a} {b}");
+                        assert!(
+                            blocks == whole,
+                            "{geometry:?} row {row_number} lost {a} {b}"
+                        );
                     }
                 }
             }
@@ -216,8 +216,7 @@ mod tests {
 
     #[test]
     fn q_alone_is_the_q_of_both() {
-        let geometry =
-            Geometry::new(6, 2, Algorithm::ZeroRestart, Sector(8)).expect("possible");
+        let geometry = Geometry::new(6, 2, Algorithm::ZeroRestart, Sector(8)).expect("possible");
         let row = geometry.row(Sector(16));
         let whole = filled(&row, 6, &mut SmallRng::seed_from_u64(3));
         let mut blocks = whole.clone();

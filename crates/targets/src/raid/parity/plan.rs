@@ -115,7 +115,7 @@ impl Task {
         match (modify, reconstruct) {
             // Parity that does not fit must not be changed by a difference.
             (Some(modify), Some(reconstruct))
-                if is_less(&modify, &reconstruct) && self.is_consistent =>
+                if is_less(&modify, &reconstruct) && (self.is_consistent || !self.is_writing()) =>
             {
                 Some(modify)
             }
@@ -123,6 +123,16 @@ impl Task {
             (Some(modify), None) => Some(modify),
             (None, None) => recover,
         }
+    }
+
+    /// Whether anything is to be written.
+    pub(super) fn is_writing(&self) -> bool {
+        !self.written().is_empty()
+    }
+
+    /// Whether a member held what it should when this began, even if it could not be read.
+    pub(super) fn is_intact(&self, member: usize) -> bool {
+        self.readable.contains(member) || self.unread.contains(member)
     }
 
     fn written(&self) -> MemberSet {
@@ -177,7 +187,8 @@ impl Task {
         let data = self.data(row);
         let missing = data.without(&known);
         // What cannot be read and cannot be trusted to be computed is lost.
-        let is_guess = !self.is_consistent && !missing.without(&missing.without(&self.unread)).is_empty();
+        let is_guess =
+            !self.is_consistent && !missing.without(&missing.without(&self.unread)).is_empty();
         if is_guess || !is_recoverable(row, |member| known.contains(member), self.members) {
             return None;
         }
@@ -232,15 +243,31 @@ mod tests {
     #[test]
     fn a_write_reads_what_is_less() {
         let (row, task) = row(1);
-        let one = Task { wholly: set(&[1]), ..task };
+        let one = Task {
+            wholly: set(&[1]),
+            ..task
+        };
         assert_eq!(one.plan(&row), plan(Way::Modify, &[1, 4]));
-        let three = Task { wholly: set(&[0, 1, 2]), ..task };
+        let three = Task {
+            wholly: set(&[0, 1, 2]),
+            ..task
+        };
         assert_eq!(three.plan(&row), plan(Way::Reconstruct, &[3]));
-        let all = Task { wholly: set(&[0, 1, 2, 3]), ..task };
+        let all = Task {
+            wholly: set(&[0, 1, 2, 3]),
+            ..task
+        };
         assert_eq!(all.plan(&row), plan(Way::Reconstruct, &[]));
-        let in_part = Task { partly: set(&[0]), wholly: set(&[1, 2, 3]), ..task };
+        let in_part = Task {
+            partly: set(&[0]),
+            wholly: set(&[1, 2, 3]),
+            ..task
+        };
         assert_eq!(in_part.plan(&row), plan(Way::Reconstruct, &[0]));
-        let unfit = Task { is_consistent: false, ..one };
+        let unfit = Task {
+            is_consistent: false,
+            ..one
+        };
         assert_eq!(unfit.plan(&row), plan(Way::Reconstruct, &[0, 2, 3]));
     }
 
@@ -249,21 +276,44 @@ mod tests {
         let (row, task) = row(1);
         let without = |lost: usize| {
             let left = MemberSet::of(5, |member| member != lost);
-            Task { readable: left, writable: left, ..task }
+            Task {
+                readable: left,
+                writable: left,
+                ..task
+            }
         };
         // The failed one is not concerned, is written wholly, in part; is the parity.
-        let other = Task { wholly: set(&[1]), ..without(0) };
+        let other = Task {
+            wholly: set(&[1]),
+            ..without(0)
+        };
         assert_eq!(other.plan(&row), plan(Way::Modify, &[1, 4]));
-        let whole = Task { wholly: set(&[0]), ..without(0) };
+        let whole = Task {
+            wholly: set(&[0]),
+            ..without(0)
+        };
         assert_eq!(whole.plan(&row), plan(Way::Reconstruct, &[1, 2, 3]));
-        let part = Task { partly: set(&[0]), ..without(0) };
+        let part = Task {
+            partly: set(&[0]),
+            ..without(0)
+        };
         assert_eq!(part.plan(&row), plan(Way::Recover, &[1, 2, 3, 4]));
-        let parity = Task { wholly: set(&[1]), ..without(4) };
+        let parity = Task {
+            wholly: set(&[1]),
+            ..without(4)
+        };
         assert_eq!(parity.plan(&row), plan(Way::Modify, &[]));
-        let read = Task { wanted: set(&[0]), ..without(0) };
+        let read = Task {
+            wanted: set(&[0]),
+            ..without(0)
+        };
         assert_eq!(read.plan(&row), plan(Way::Recover, &[1, 2, 3, 4]));
         // A parity that is being rebuilt gets the parity of all data.
-        let rebuilt = Task { wholly: set(&[1]), writable: task.writable, ..without(4) };
+        let rebuilt = Task {
+            wholly: set(&[1]),
+            writable: task.writable,
+            ..without(4)
+        };
         assert_eq!(rebuilt.plan(&row), plan(Way::Reconstruct, &[0, 2, 3]));
     }
 
@@ -271,13 +321,21 @@ mod tests {
     fn two_may_be_missing_where_there_are_two_parities() {
         let (row, task) = row(2);
         let left = MemberSet::of(6, |member| member != 0 && member != 2);
-        let read = Task { readable: left, writable: left, wanted: set(&[0]), ..task };
+        let read = Task {
+            readable: left,
+            writable: left,
+            wanted: set(&[0]),
+            ..task
+        };
         assert_eq!(read.plan(&row), plan(Way::Recover, &[1, 3, 4, 5]));
         let mut three = read;
         three.readable.remove(4);
         assert_eq!(three.plan(&row), None);
         // Without P it is Q that finds one.
-        let one = Task { readable: MemberSet::of(6, |m| m != 0 && m != 4), ..read };
+        let one = Task {
+            readable: MemberSet::of(6, |m| m != 0 && m != 4),
+            ..read
+        };
         assert_eq!(one.plan(&row), plan(Way::Recover, &[1, 2, 3, 5]));
     }
 
@@ -285,11 +343,21 @@ mod tests {
     fn a_failed_read_is_cured_unless_parity_is_a_guess() {
         let (row, mut task) = row(1);
         task.readable.remove(2);
-        let task = Task { unread: set(&[2]), wholly: set(&[1]), ..task };
+        let task = Task {
+            unread: set(&[2]),
+            wholly: set(&[1]),
+            ..task
+        };
         assert_eq!(task.plan(&row), plan(Way::Recover, &[0, 1, 3, 4]));
-        let guess = Task { is_consistent: false, ..task };
+        let guess = Task {
+            is_consistent: false,
+            ..task
+        };
         assert_eq!(guess.plan(&row), plan(Way::Modify, &[1, 4]));
-        let wanted = Task { wanted: set(&[2]), ..guess };
+        let wanted = Task {
+            wanted: set(&[2]),
+            ..guess
+        };
         assert_eq!(wanted.plan(&row), None);
     }
 }
