@@ -195,7 +195,7 @@ impl Setup<'_> {
                 let copies = Copies::new(&shape).ok_or_else(|| cannot_run("no such layout"))?;
                 Arc::new(copies)
             }
-            _ => return Err(cannot_run("parity is not there yet")),
+            _ => super::parity::new(&shape).map_err(cannot_run)?,
         };
         if level.sync_len() == Sector::ZERO {
             return Err(cannot_run("not one chunk fits"));

@@ -164,6 +164,7 @@ impl Geometry {
     }
 
     /// Members that hold parity in each row: as many may fail.
+    #[cfg(test)]
     pub(crate) fn parities(&self) -> usize {
         self.parities
     }
@@ -204,6 +205,7 @@ impl Geometry {
     }
 
     /// The array's sector that lies there; `None` for parity.
+    #[cfg(test)]
     pub(crate) fn sector_at(&self, member: usize, on_member: Sector) -> Option<Sector> {
         let Role::Data(data) = self.row(on_member).role(member) else {
             return None;
@@ -325,6 +327,7 @@ impl Row {
     }
 
     /// Powers in use are below this.
+    #[cfg(test)]
     pub(crate) fn powers(&self) -> usize {
         if self.is_ddf {
             self.members

@@ -79,7 +79,7 @@ pub(super) struct Task {
     pub(super) partly: MemberSet,
     /// Data that are overwritten from begin to end.
     pub(super) wholly: MemberSet,
-    /// Parity fits the data.
+    /// Parity is known to fit the data.
     pub(super) is_consistent: bool,
 }
 
@@ -186,10 +186,7 @@ impl Task {
         let known = self.readable.and(&self.have);
         let data = self.data(row);
         let missing = data.without(&known);
-        // What cannot be read and cannot be trusted to be computed is lost.
-        let is_guess =
-            !self.is_consistent && !missing.without(&missing.without(&self.unread)).is_empty();
-        if is_guess || !is_recoverable(row, |member| known.contains(member), self.members) {
+        if !is_recoverable(row, |member| known.contains(member), self.members) {
             return None;
         }
         let mut needs = data.without(&missing);
@@ -340,7 +337,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failed_read_is_cured_unless_parity_is_a_guess() {
+    fn a_failed_read_is_cured() {
         let (row, mut task) = row(1);
         task.readable.remove(2);
         let task = Task {
@@ -349,15 +346,11 @@ mod tests {
             ..task
         };
         assert_eq!(task.plan(&row), plan(Way::Recover, &[0, 1, 3, 4]));
-        let guess = Task {
+        // Where parity may not fit as well: what was written since then is in it.
+        let unfit = Task {
             is_consistent: false,
             ..task
         };
-        assert_eq!(guess.plan(&row), plan(Way::Modify, &[1, 4]));
-        let wanted = Task {
-            wanted: set(&[2]),
-            ..guess
-        };
-        assert_eq!(wanted.plan(&row), None);
+        assert_eq!(unfit.plan(&row), plan(Way::Recover, &[0, 1, 3, 4]));
     }
 }
