@@ -135,3 +135,13 @@ fn concurrency_raid10_under_load() {
         }
     }
 }
+
+#[test]
+fn concurrency_parity_under_load() {
+    for seed in 0..1 {
+        for (name, members, data) in [("raid5_ls", 3, 2), ("raid6_zr", 5, 3), ("raid4", 4, 3)] {
+            let line = format!("{name} 7 64 region_size 512 {FAST}");
+            under_load(&line, members, data, seed);
+        }
+    }
+}

@@ -56,6 +56,16 @@ const KINDS: &[Kind] = &[
         members: 4,
         data: 2,
     },
+    Kind {
+        line: "raid5_ls 5 16 daemon_sleep 10 region_size 32",
+        members: 3,
+        data: 2,
+    },
+    Kind {
+        line: "raid6_zr 3 8 region_size 64",
+        members: 4,
+        data: 2,
+    },
 ];
 
 impl Kind {
