@@ -371,10 +371,7 @@ fn superblocks_that_do_not_fit_are_told() {
 #[test]
 fn tables_and_statuses_are_the_kernels() {
     let lab = RaidLab::new(4, 4096);
-    let line = "raid1 10 0 rebuild 1 daemon_sleep 700 min_recovery_rate 9 max_write_behind 100 region_size 1024";
-    let line = line
-        .replacen("10", "11", 1)
-        .replace(" rebuild 1", " rebuild 1");
+    let line = "raid1 11 0 region_size 1024 max_write_behind 100 rebuild 1 daemon_sleep 700 min_recovery_rate 9";
     let dev = lab.array(4096, &format!("{line} {}", lab.members(&[0, 1])));
     assert_eq!(
         table(&dev),

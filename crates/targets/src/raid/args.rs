@@ -19,6 +19,9 @@ const PAGE_SECTORS: i32 = 8;
 const REGIONS_MAX: u64 = 1 << 21;
 /// Where the line leaves it open: 4 MiB.
 const REGION_SECTORS_DEFAULT: u64 = 1 << 13;
+/// md's default of stripes in the cache, and what it takes.
+const STRIPE_CACHE: u32 = 256;
+const STRIPE_CACHES: std::ops::RangeInclusive<u32> = 17..=32_768;
 /// md's COUNTER_MAX: KiB of write-behind, at most.
 const WRITE_BEHIND_MAX: i32 = (1 << 14) - 1;
 
@@ -73,6 +76,15 @@ pub(super) struct Args {
     pub region: Sector,
     /// Metadata and data device of each member.
     pub devices: Vec<(String, String)>,
+}
+
+impl Args {
+    /// Stripes that are kept: as the line says, but as many as a chunk has pages.
+    pub fn stripe_cache(&self) -> u32 {
+        let asked = self.options.stripe_cache.unwrap_or(STRIPE_CACHE);
+        // Chunks are below 2^31 sectors.
+        asked.max((self.chunk.raw() / 2) as u32)
+    }
 }
 
 /// Words that are taken one by one.
@@ -143,7 +155,7 @@ pub(super) fn parse(
     parser.check_for_type()?;
     let options = parser.options;
     let devices = device_words(&mut words, members)?;
-    Ok(Args {
+    let args = Args {
         raid_type,
         chunk,
         layout,
@@ -151,7 +163,12 @@ pub(super) fn parse(
         options,
         region,
         devices,
-    })
+    };
+    let cache = args.stripe_cache();
+    if raid_type.is_parity() && cache != STRIPE_CACHE && !STRIPE_CACHES.contains(&cache) {
+        return Err(wrong("Failed to set raid4/5/6 stripe cache size"));
+    }
+    Ok(args)
 }
 
 fn device_words(

@@ -49,8 +49,9 @@ pub(super) struct Assembled {
     pub resync_from: Sector,
     /// There are superblocks, so there is a bitmap.
     pub has_metadata: bool,
-    /// Sectors before the data of every member.
+    /// Sectors before the data of every member, now and after a reshape that may be asked for.
     pub data_offset: Sector,
+    pub new_data_offset: Sector,
 }
 
 struct Role {
@@ -81,7 +82,8 @@ pub(super) fn assemble(
         assembly.analyse(freshest)?;
     }
     assembly.decide()?;
-    assembly.check_redundancy()?;
+    assembly.set_offsets();
+    assembly.check_redundancy(freshest.is_some())?;
     Ok(assembly.finish(freshest.is_some()))
 }
 
@@ -95,6 +97,7 @@ struct Assembly<'a> {
     events: u64,
     resync_from: Sector,
     data_offset: Sector,
+    new_data_offset: Sector,
     /// As of the superblocks.
     members: usize,
     level: u32,
@@ -126,6 +129,7 @@ impl<'a> Assembly<'a> {
             events: 0,
             resync_from: MAX_SECTOR,
             data_offset: Sector::ZERO,
+            new_data_offset: Sector::ZERO,
             members: found.len(),
             level: args.raid_type.level,
             layout: args.layout,
@@ -292,6 +296,7 @@ impl<'a> Assembly<'a> {
             if superblock.is_extended() {
                 self.old_member_len = superblock.member_len;
                 self.data_offset = superblock.data_offset;
+                self.new_data_offset = superblock.new_data_offset;
             }
             let role = &mut self.roles[index];
             role.recovered = superblock.recovered;
@@ -414,8 +419,20 @@ impl<'a> Assembly<'a> {
         Ok(())
     }
 
+    /// What the line says of space for a reshape is written down; none is ever begun.
+    fn set_offsets(&mut self) {
+        if let Some(asked) = self.args.options.data_offset {
+            let asked = Sector(u64::from(asked));
+            if asked == Sector::ZERO {
+                self.data_offset = Sector::ZERO;
+            }
+            let used = self.data_offset != Sector::ZERO;
+            self.new_data_offset = if used { Sector::ZERO } else { asked };
+        }
+    }
+
     /// What the level itself wants to run.
-    fn check_redundancy(&self) -> Result<(), TableError> {
+    fn check_redundancy(&self, has_metadata: bool) -> Result<(), TableError> {
         let failed = || TableError::new(NAME, "Failed to run raid array", EIO);
         let invalid = || TableError::new(NAME, "Failed to run raid array", EINVAL);
         let is_good = |index: usize| {
@@ -431,6 +448,8 @@ impl<'a> Assembly<'a> {
             4..=6 if total - good > t.parity => Err(failed()),
             // Parity may be wrong, so what a member lacks cannot be had from the others.
             4..=6 if good < total && self.resync_from < self.member_len => Err(failed()),
+            // COMPAT: only superblocks tell the kernel the layout.
+            10 if !has_metadata => Err(invalid()),
             10 => {
                 let enough = super::raid10::Geometry::new(
                     self.args.layout,
@@ -468,6 +487,7 @@ impl<'a> Assembly<'a> {
             resync_from: self.resync_from,
             has_metadata,
             data_offset: self.data_offset,
+            new_data_offset: self.new_data_offset,
         }
     }
 }

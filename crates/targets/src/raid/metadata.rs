@@ -27,6 +27,8 @@ pub(super) struct Facts {
     pub array_len: Sector,
     pub member_len: Sector,
     pub sync_len: Sector,
+    /// Where data would begin after a reshape.
+    pub new_data_offset: Sector,
     /// Of the bitmap.
     pub region: Sector,
     /// Seconds.
@@ -228,7 +230,7 @@ impl Metadata {
             delta_disks: 0,
             array_len: facts.array_len,
             data_offset: member.data_offset(),
-            new_data_offset: member.data_offset(),
+            new_data_offset: facts.new_data_offset,
             member_len: facts.member_len,
             incompat_features: 0,
         }

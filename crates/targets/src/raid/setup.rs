@@ -186,7 +186,7 @@ impl Setup<'_> {
             layout: self.args.layout,
             chunk: self.args.chunk,
             member_len: self.member_len,
-            stripe_cache: self.args.options.stripe_cache.unwrap_or(STRIPE_CACHE),
+            stripe_cache: self.args.stripe_cache(),
             members: members.clone(),
         };
         let level: Arc<dyn Level> = match shape.level {
@@ -265,6 +265,7 @@ impl Setup<'_> {
             member_len: self.member_len,
             sync_len: level.sync_len(),
             region: regions.map_or(self.args.region, Regions::region),
+            new_data_offset: self.assembled.new_data_offset,
             daemon_sleep: (options.daemon_sleep.unwrap_or(DAEMON_SLEEP_MS) / 1000).max(1),
             write_behind: options.max_write_behind.unwrap_or(0),
         };
@@ -297,6 +298,4 @@ const DAEMON_SLEEP_MS: u32 = 5000;
 const MIN_RATE: u32 = 20_000;
 /// md's default.
 const MAX_RATE: u32 = 200_000;
-/// md's default, in stripes of 4 KiB.
-const STRIPE_CACHE: u32 = 256;
 const ENOMEM: i32 = 12;

@@ -54,8 +54,8 @@ impl Shown {
         };
         Self {
             states: line.preview.starts.iter().map(state).collect(),
-            action: Action::Frozen,
-            progress: Sector::ZERO,
+            action: Action::Idle,
+            progress: line.preview.resync_from.min(line.member_len),
             total: line.member_len,
             mismatches: 0,
             data_offset: line.preview.data_offset,
@@ -189,7 +189,8 @@ impl RaidLine {
             pair(&mut words, "write_mostly", Some(index));
         }
         pair(&mut words, "max_write_behind", options.max_write_behind);
-        pair(&mut words, "stripe_cache", options.stripe_cache);
+        let entries = options.stripe_cache.map(|_| self.args.stripe_cache());
+        pair(&mut words, "stripe_cache", entries);
         let region = options.region_size.map(|_| self.args.region);
         pair(&mut words, "region_size", region);
         let layout = self.args.layout;
