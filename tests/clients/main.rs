@@ -13,6 +13,7 @@ mod install_shim;
 mod lvm2;
 mod lvm2_change;
 mod lvm2_exchange;
+mod lvm2_raid;
 mod lvm2_snapshot;
 mod lvm2_thin;
 mod static_program;

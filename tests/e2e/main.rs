@@ -15,6 +15,7 @@ mod kill;
 mod many;
 mod memory;
 mod nbd;
+mod raid;
 mod restart;
 mod security;
 mod session;

@@ -4,6 +4,7 @@
 //! `pool.sh` is the one body that both arms run; images and manifest travel between them.
 
 mod exchange_crypt;
+mod exchange_raid;
 mod snapshots;
 
 use std::fs;
