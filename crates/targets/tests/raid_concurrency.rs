@@ -119,7 +119,7 @@ const FAST: &str = "min_recovery_rate 1000000 max_recovery_rate 2000000";
 
 #[test]
 fn concurrency_raid1_under_load() {
-    for seed in 0..4 {
+    for seed in 0..2 {
         let line = format!("raid1 7 0 region_size 256 {FAST}");
         under_load(&line, 2, 1, seed);
         under_load(&line, 3, 1, seed + 100);
@@ -128,7 +128,7 @@ fn concurrency_raid1_under_load() {
 
 #[test]
 fn concurrency_raid10_under_load() {
-    for seed in 0..2 {
+    for seed in 0..1 {
         for format in ["near", "far", "offset"] {
             let line = format!("raid10 9 64 raid10_format {format} region_size 512 {FAST}");
             under_load(&line, 4, 2, seed);

@@ -58,7 +58,7 @@ title a leg is missing and comes back
 run dmsetup create r --table "0 4096 raid raid1 3 0 region_size 1024 2 $m0 $d0 - -"
 settle r
 run dmsetup table r
-fill /dev/mapper/r 3000 20 5
+fill "$DEVDIR/r" 3000 20 5
 run dmsetup remove r
 superblock $m0
 run dmsetup create r --table "0 4096 raid raid1 3 0 region_size 1024 $two"
@@ -69,7 +69,7 @@ superblock $m1
 cmp -n 2097152 $d0 $d1
 run dmsetup create r --table "0 4096 raid raid1 3 0 region_size 1024 2 - - $m1 $d1"
 settle r
-holds /dev/mapper/r 3000 20 5
+holds "$DEVDIR/r" 3000 20 5
 run dmsetup remove r
 
 title a leg is replaced, added, taken away
@@ -81,30 +81,30 @@ swap "0 4096 raid raid1 3 0 region_size 1024 2 $m2 $d2 $m1 $d1"
 swap "0 4096 raid raid1 5 0 region_size 1024 rebuild 2 3 $m2 $d2 $m1 $d1 $m3 $d3"
 swap "0 4096 raid raid1 3 0 region_size 1024 3 $m2 $d2 $m1 $d1 $m3 $d3"
 swap "0 4096 raid raid1 3 0 region_size 1024 1 $m3 $d3"
-holds /dev/mapper/r 3000 20 5
+holds "$DEVDIR/r" 3000 20 5
 run dmsetup remove r
 
 title raid5
 for m in $m0 $m1 $m2 $m3 $m4; do dd if=/dev/zero of=$m bs=64k count=1 conv=fsync status=none; done
 run dmsetup create r --table "0 8192 raid raid5_ls 1 64 $three"
 settle r
-fill /dev/mapper/r 100 1000 6
+fill "$DEVDIR/r" 100 1000 6
 run dmsetup load r --table "0 8192 raid raid5_ls 1 64 3 $m0 $d0 $m1 $d1 - -"
 run dmsetup table --inactive r
 run dmsetup status --inactive r
 run dmsetup resume r
 settle r
-holds /dev/mapper/r 100 1000 6
-fill /dev/mapper/r 500 300 7
+holds "$DEVDIR/r" 100 1000 6
+fill "$DEVDIR/r" 500 300 7
 swap "0 8192 raid raid5_ls 3 64 rebuild 2 3 $m0 $d0 $m1 $d1 $m4 $d4"
 run dmsetup table r
 swap "0 8192 raid raid5_ls 1 64 3 $m0 $d0 $m1 $d1 $m4 $d4"
 run dmsetup load r --table "0 8192 raid raid5_ls 1 64 3 $m0 $d0 $m4 $d4 $m1 $d1"
 swap "0 12288 raid raid5_ls 1 64 3 $m0 $d0 $m1 $d1 $m4 $d4"
-holds /dev/mapper/r 500 300 7
+holds "$DEVDIR/r" 500 300 7
 swap "0 8192 raid raid5_ls 1 64 3 $m0 $d0 $m1 $d1 $m4 $d4"
 swap "0 8192 raid raid5_ls 3 64 rebuild 0 3 $m3 $d3 $m1 $d1 $m4 $d4"
-holds /dev/mapper/r 500 300 7
+holds "$DEVDIR/r" 500 300 7
 run dmsetup message r 0 check
 settle r
 run dmsetup remove r
@@ -113,15 +113,15 @@ title raid6 without two
 for m in $m0 $m1 $m2 $m3 $m4; do dd if=/dev/zero of=$m bs=64k count=1 conv=fsync status=none; done
 run dmsetup create r --table "0 6144 raid raid6_zr 1 64 5 $m0 $d0 $m1 $d1 $m2 $d2 $m3 $d3 $m4 $d4"
 settle r
-fill /dev/mapper/r 0 6144 8
+fill "$DEVDIR/r" 0 6144 8
 run dmsetup load r --table "0 6144 raid raid6_zr 1 64 5 - - $m1 $d1 - - $m3 $d3 $m4 $d4"
 run dmsetup resume r
 settle r
-holds /dev/mapper/r 0 6144 8
+holds "$DEVDIR/r" 0 6144 8
 run dmsetup load r --table "0 6144 raid raid6_zr 1 64 5 - - $m1 $d1 - - - - $m4 $d4"
 for m in $m0 $m2; do dd if=/dev/zero of=$m bs=64k count=1 conv=fsync status=none; done
 swap "0 6144 raid raid6_zr 5 64 rebuild 0 rebuild 2 5 $m0 $d0 $m1 $d1 $m2 $d2 $m3 $d3 $m4 $d4"
-holds /dev/mapper/r 0 6144 8
+holds "$DEVDIR/r" 0 6144 8
 run dmsetup message r 0 check
 settle r
 run dmsetup remove r

@@ -48,11 +48,11 @@ level() {
     run dmsetup create r --table "0 $length raid $type $# $* $line"
     settle r
     run dmsetup table r
-    fill /dev/mapper/r 0 $length 3
-    fill /dev/mapper/r 1001 77 4
+    fill "$DEVDIR/r" 0 $length 3
+    fill "$DEVDIR/r" 1001 77 4
     run dmsetup message r 0 check
     settle r
-    holds /dev/mapper/r 1001 77 4
+    holds "$DEVDIR/r" 1001 77 4
     run dmsetup suspend r
     run dmsetup status r
     run dmsetup remove r
