@@ -30,8 +30,8 @@ const WORDS: &str = r#"
     }
     swap() { dmsetup load r --table "$1"; dmsetup suspend r; dmsetup resume r; }
     load() {
-        fio --name=load --direct=1 --ioengine=libaio --iodepth=16 --bsrange=4k-256k --blockalign=4k --size=160m --serialize_overlap=1 \
-            --rw=randrw --rwmixwrite=70 --verify=crc32c --verify_fatal=1 --loops=3 --fsync=256 --filename="$@" >fio.out || { cat fio.out >&2; exit 1; }
+        fio --name=load --direct=1 --ioengine=libaio --iodepth=16 --bsrange=4k-256k --blockalign=4k --size=96m --serialize_overlap=1 \
+            --rw=randrw --rwmixwrite=70 --verify=crc32c --verify_fatal=1 --loops=2 --fsync=256 --filename="$@" >fio.out || { cat fio.out >&2; exit 1; }
     }
 "#;
 
