@@ -138,3 +138,49 @@ fn more_than_the_parity_can_mend_fails_and_nothing_else() {
         twin.bytes.clear();
     }
 }
+
+#[test]
+fn bad_sectors_of_two_members_lose_only_what_they_share() {
+    for kind in kinds(12).filter(|kind| kind.chunk >= 64 && kind.level == 5) {
+        let mut rng = SmallRng::seed_from_u64(12);
+        let twin = Twin::synced(kind, &mut rng);
+        // In one stripe: two members in different units, and two in the same.
+        for (member, sector) in [(0, 1), (1, 9), (0, 17), (1, 22)] {
+            twin.lab.disks[member].bad.lock().push(OFFSET + sector);
+        }
+        let units = twin.lab.size / 8;
+        let failed = (0..units).filter(|unit| match twin.lab.read(unit * 8..unit * 8 + 8) {
+            Ok(found) => {
+                let expected = &twin.bytes[*unit as usize * 4096..][..4096];
+                assert!(found == expected, "{kind:?} unit {unit}");
+                false
+            }
+            Err(_) => true,
+        });
+        // One of the two may be parity.
+        assert!((1..=2).contains(&failed.count()), "{kind:?}");
+        // The rest of a long read is not lost with them, but the read is.
+        assert_eq!(twin.lab.lost(), 0);
+    }
+}
+
+#[test]
+fn a_member_stays_in_use_when_nothing_can_replace_what_it_holds() {
+    for kind in kinds(13).filter(|kind| kind.level == 5) {
+        let mut rng = SmallRng::seed_from_u64(13);
+        let mut twin = Twin::synced(kind, &mut rng);
+        twin.lab.members.fail(0);
+        twin.lab.disks[1].bad.lock().push(OFFSET + 3);
+        let mut failed = 0;
+        for sector in 0..twin.lab.size {
+            match twin.lab.read(sector..sector + 1) {
+                Ok(found) => assert!(found == twin.bytes[sector as usize * 512..][..512]),
+                Err(_) => failed += 1,
+            }
+        }
+        // Sector 3 of member 1 and what was on member 0 there, unless that is parity.
+        assert!((1..=2).contains(&failed), "{kind:?}: {failed}");
+        assert_eq!(twin.lab.members.state(1), MemberState::InSync);
+        twin.bytes.clear();
+    }
+}
