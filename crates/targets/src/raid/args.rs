@@ -16,7 +16,9 @@ const MEMBERS_MAX: u64 = 253;
 const RESHAPE_SPACE_MIN: i32 = 32;
 const PAGE_SECTORS: i32 = 8;
 /// Regions of a bitmap, at most.
-const REGIONS_MAX: u64 = 1 << 21;
+pub(super) const REGIONS_MAX: u64 = 1 << 21;
+/// 2 GiB.
+const REGION_SECTORS_MAX: u64 = 1 << 22;
 /// Where the line leaves it open: 4 MiB.
 const REGION_SECTORS_DEFAULT: u64 = 1 << 13;
 /// md's default of stripes in the cache, and what it takes.
@@ -205,7 +207,8 @@ fn region_size(
         };
         return Ok(Sector(default));
     };
-    if asked > len.raw() {
+    // COMPAT: bytes of larger ones do not fit the bitmap's head; a kernel writes zero there.
+    if asked > len.raw() || asked > REGION_SECTORS_MAX {
         return Err(wrong("Supplied region size is too large"));
     }
     if asked < min {

@@ -71,7 +71,7 @@ impl BitmapHead {
         put(32, &self.events_cleared.to_le_bytes());
         put(40, &self.sync_len.raw().to_le_bytes());
         put(48, &self.state.to_le_bytes());
-        // Regions are below 2^22 sectors.
+        // Regions have at most 2^22 sectors.
         put(52, &(self.region.bytes() as u32).to_le_bytes());
         put(56, &self.daemon_sleep.to_le_bytes());
         put(60, &self.write_behind.to_le_bytes());

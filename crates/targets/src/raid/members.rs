@@ -115,10 +115,13 @@ impl Member {
         self.state.store(MemberState::Rebuilding.pack(), SeqCst);
     }
 
-    /// Makes it one that has everything.
-    pub fn set_in_sync(&self) {
-        self.recovered.store(MAX_SECTOR.raw(), SeqCst);
-        self.state.store(MemberState::InSync.pack(), SeqCst);
+    /// It has everything now, if it has not failed meanwhile.
+    pub fn end_rebuild(&self) {
+        let (from, to) = (MemberState::Rebuilding.pack(), MemberState::InSync.pack());
+        let swapped = self.state.compare_exchange(from, to, SeqCst, SeqCst);
+        if swapped.is_ok() {
+            self.recovered.store(MAX_SECTOR.raw(), SeqCst);
+        }
     }
 
     /// Makes it one that is not used, without a word to anybody.

@@ -6,7 +6,7 @@ use thinmap_dm::{DeviceUse, TableError, TableEvent};
 use thinmap_runtime::Spawner;
 use thinmap_units::Sector;
 
-use super::args::{Args, NAME};
+use super::args::{Args, NAME, REGIONS_MAX};
 use super::array::{Array, ArrayRef, NewArray, Pace};
 use super::assemble::{Assembled, Start};
 use super::bitmap_disk::BitmapImage;
@@ -85,6 +85,11 @@ impl Setup<'_> {
             .region_size
             .map_or(region, |_| self.args.region);
         let sync_len = level.sync_len();
+        // An array that has grown a lot.
+        let mut region = region;
+        while sync_len.raw().div_ceil(region.raw()) > 2 * REGIONS_MAX {
+            region += region;
+        }
         let regions = self.keeps_bitmap().then(|| Regions::new(region, sync_len));
         if let Some(regions) = &regions {
             self.mark(regions, found.as_ref(), sync_len);

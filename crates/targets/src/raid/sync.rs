@@ -14,6 +14,7 @@ use thinmap_units::Sector;
 use super::array::Array;
 use super::level::{SyncKind, Synced, WINDOW_SECTORS_MAX};
 use super::members::{MAX_SECTOR, MemberState};
+use super::regions::Regions;
 
 /// The actor.
 pub(super) struct SyncActor(pub Arc<Array>);
@@ -432,34 +433,39 @@ impl Array {
     /// A run has come to its end.
     fn finish(&self, run: &Run) {
         tracing::info!(kind = ?run.kind, "raid: sync has ended");
-        let mut sync = self.sync.lock();
-        let Some(mut ended) = sync.running.take() else {
-            return;
-        };
-        sync.completed = Sector::ZERO;
-        ended.at = ended.end;
-        if run.kind == SyncKind::Recover {
-            for index in &run.members {
-                let member = self.members.member(*index);
-                if member.state() == MemberState::Rebuilding {
-                    member.set_in_sync();
+        {
+            let mut sync = self.sync.lock();
+            let resync_follows = run.kind == SyncKind::Recover && sync.resync;
+            let Some(ended) = &mut sync.running else {
+                return;
+            };
+            ended.at = ended.end;
+            self.leave_regions(ended, resync_follows);
+            if run.kind == SyncKind::Recover {
+                for index in &run.members {
+                    self.members.member(*index).end_rebuild();
                 }
+                sync.by_bitmap.retain(|index| !run.members.contains(index));
             }
-            sync.by_bitmap.retain(|index| !run.members.contains(index));
+            if run.kind == SyncKind::Resync {
+                let needed = self.regions.as_ref().is_some_and(Regions::any_needed);
+                sync.resync = needed && !self.members.is_degraded();
+                self.set_resynced(MAX_SECTOR);
+                self.members.set_consistent_to(MAX_SECTOR);
+            }
         }
-        let resync_follows = run.kind == SyncKind::Recover && sync.resync;
-        self.leave_regions(&mut ended, resync_follows);
-        let needed = self
-            .regions
-            .as_ref()
-            .is_some_and(super::regions::Regions::any_needed);
-        if run.kind == SyncKind::Resync {
-            sync.resync = needed && !self.members.is_degraded();
-            self.set_resynced(MAX_SECTOR);
-            self.members.set_consistent_to(MAX_SECTOR);
+        // Idle only when the superblocks say so, too.
+        if matches!(run.kind, SyncKind::Resync | SyncKind::Recover) {
+            self.metadata.lock().update(self.resynced());
         }
-        drop(sync);
-        self.ask_for_superblocks(true);
+        {
+            let mut sync = self.sync.lock();
+            sync.running = None;
+            sync.completed = Sector::ZERO;
+        }
+        self.event.trigger();
+        // Regions can become clean now.
+        self.wake_keeper();
     }
 }
 

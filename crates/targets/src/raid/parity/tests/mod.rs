@@ -276,7 +276,7 @@ impl Lab {
             .expect("enough is left");
         for member in self.members.iter().filter(rebuilding) {
             if to == self.len() {
-                member.set_in_sync();
+                member.end_rebuild();
             } else if member.recovered() < Sector(to) {
                 member.advance(Sector(to));
             }
