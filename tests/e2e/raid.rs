@@ -54,7 +54,8 @@ fn raid6_loses_two_of_eight_files_under_load_and_gets_new_ones() {
         dmsetup create pool --table "0 $length thin-pool $PWD/pool.img $M/below 128 0 1 skip_block_zeroing"
         dmsetup message pool 0 'create_thin 1'
         dmsetup create vol --table "0 409600 thin $M/pool 1"
-        load $M/vol & loader=$!
+        # Until it is told to stop.
+        (until [ -e stop ]; do load $M/vol; done) & loader=$!
         sleep 1
         lose 3
         sleep 1
@@ -66,7 +67,7 @@ fn raid6_loses_two_of_eight_files_under_load_and_gets_new_ones() {
         swap "0 $length raid raid6_zr 9 128 $line rebuild 3 rebuild 6 8$(members 0 1 2 8 4 5 9 7)"
         settled
         health
-        wait $loader
+        touch stop; wait $loader
         dmsetup message r 0 check; settled
         dmsetup status r | cut -d' ' -f6-9
         # Everything once more from the new members: two others go.
