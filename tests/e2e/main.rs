@@ -17,6 +17,7 @@ mod memory;
 mod mirrors;
 mod multipath;
 mod nbd;
+mod raid;
 mod restart;
 mod security;
 mod session;

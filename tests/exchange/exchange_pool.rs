@@ -6,6 +6,7 @@
 mod clone;
 mod era;
 mod exchange_crypt;
+mod exchange_raid;
 mod mirrors;
 mod snapshots;
 

@@ -134,7 +134,7 @@ mount -t proc proc /proc
 mount -t sysfs sys /sys
 mount -t tmpfs -o size=90% tmpfs /run
 mkdir -p /dev/mapper
-for module in dm-mod dm-zero dm-thin-pool dm-snapshot dm-mirror loop; do
+for module in dm-mod dm-zero dm-thin-pool dm-snapshot dm-mirror raid0 raid1 raid10 raid456 dm-raid loop; do
     modprobe -d {modules} $module
 done
 # Ciphers first: the key types that dm-crypt knows try theirs when they are loaded.

@@ -15,6 +15,7 @@ mod linear;
 mod log_writes;
 mod mirror;
 mod multipath;
+mod raid;
 mod snapshot;
 mod striped;
 mod switch;
@@ -36,6 +37,7 @@ pub use linear::LinearType;
 pub use log_writes::LogWritesType;
 pub use mirror::MirrorType;
 pub use multipath::{MultipathType, NoPathTimeout};
+pub use raid::RaidType;
 pub use snapshot::{SnapshotMergeType, SnapshotOriginType, SnapshotType};
 pub use striped::StripedType;
 pub use switch::SwitchType;
@@ -58,6 +60,7 @@ pub static ALL: &[&dyn TargetType] = &[
     &DelayType,
     &MultipathType,
     &CryptType,
+    &RaidType,
     &MirrorType,
     &SnapshotMergeType,
     &SnapshotOriginType,
