@@ -81,6 +81,24 @@ fn origin(bytes: &[u8], at: usize) -> (u64, u64) {
 }
 
 #[test]
+fn features_that_nobody_knows_are_refused_before_anything_is_written() {
+    let case = Case::new();
+    let mut superblock = *Raw(&case.before).block(0).first_chunk::<4096>().unwrap();
+    // The low byte of the incompat flags.
+    superblock[360] = 0x40;
+    seal(BlockKind::Superblock, 0, &mut superblock);
+    let file = std::fs::File::options().write(true).open(&case.pool);
+    file.unwrap().write_all_at(&superblock, 0).unwrap();
+    let before = std::fs::read(&case.output).unwrap();
+    let refused = case.repair(&RepairOptions::default()).unwrap_err();
+    assert!(
+        refused.to_string().contains("unknown features (0x40)"),
+        "{refused}"
+    );
+    assert_eq!(std::fs::read(&case.output).unwrap(), before);
+}
+
+#[test]
 fn leaves_below_a_damaged_root_are_found_again() {
     let case = Case::new();
     let (root, _) = origin(&case.before, 0);

@@ -44,6 +44,16 @@ pub(super) fn find(
     if let Ok(superblock) = superblock_at(walk.image, 0)
         && (1..=2).contains(&superblock.version)
     {
+        // What they mean for the trees only whoever has set them knows.
+        if superblock.incompat_flags != 0 {
+            let flags = superblock.incompat_flags;
+            return Err(MetadataError::new(
+                ErrorKind::Unsupported,
+                format!(
+                    "the superblock has unknown features ({flags:#x}): such metadata cannot be repaired"
+                ),
+            ));
+        }
         return Ok((superblock, Origin::Live));
     }
     let copy = newest_copy(walk, scan);
