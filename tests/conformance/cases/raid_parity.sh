@@ -1,14 +1,19 @@
 # raid: what levels 4, 5 and 6 leave on their members, byte by byte: in every layout, degraded, rebuilt, checked, repaired.
-for name in A B C D E; do disk $name 1M; done
+for name in A B C D E; do
+    disk M$name 1M
+    disk $name 1M
+done
 
 # insync NAME: wait for the end of a resync, recovery or check.
 insync() {
     for turn in $(seq 300); do
-        dmsetup status "$1" | grep -q ' idle ' && return
+        case $(dmsetup status "$1" 2>&1) in *' idle '*) return ;; *' raid '*) ;; *) break ;; esac
         sleep 0.1
     done
     echo "= $1 never becomes idle"
 }
+
+ALL="$MA $A $MB $B $MC $C $MD $D $ME $E"
 
 # on_members: what lies on them.
 on_members() {
@@ -31,8 +36,8 @@ small_writes() {
 # layout TYPE DATA: an array of 1024 sectors of each member, written from begin to end, then in small pieces.
 layout() {
     title "$1"
-    for device in "$A" "$B" "$C" "$D" "$E"; do blkdiscard -z "$device"; done
-    run dmsetup create r --table "0 $((1024 * $2)) raid $1 1 16 5 - $A - $B - $C - $D - $E"
+    for device in "$MA" "$A" "$MB" "$B" "$MC" "$C" "$MD" "$D" "$ME" "$E"; do blkdiscard -z "$device"; done
+    run dmsetup create r --table "0 $((1024 * $2)) raid $1 3 16 region_size 64 5 $ALL"
     insync r
     run dmsetup status r
     fill "$DEVDIR/r" 0 $((1024 * $2)) red
@@ -45,9 +50,9 @@ layout() {
 # degraded TYPE DATA: without B; for raid6 without D as well; then both are rebuilt.
 degraded() {
     title "$1 degraded"
-    fourth="- $D" rebuild="rebuild 1" count=4
-    case $1 in raid6*) fourth="- -" rebuild="rebuild 1 rebuild 3" count=6 ;; esac
-    run dmsetup create r --table "0 $((1024 * $2)) raid $1 2 16 nosync 5 - $A - - - $C $fourth - $E"
+    fourth="$MD $D" rebuild="rebuild 1" count=5
+    case $1 in raid6*) fourth="- -" rebuild="rebuild 1 rebuild 3" count=7 ;; esac
+    run dmsetup create r --table "0 $((1024 * $2)) raid $1 3 16 region_size 64 5 $MA $A - - $MC $C $fourth $ME $E"
     run dmsetup status r
     holds "$DEVDIR/r" 3 5 blue
     small_writes green
@@ -57,7 +62,7 @@ degraded() {
     blkdiscard -z "$B"
     [ "$fourth" = "- -" ] && blkdiscard -z "$D"
     on_members
-    run dmsetup create r --table "0 $((1024 * $2)) raid $1 $count 16 nosync $rebuild 5 - $A - $B - $C - $D - $E"
+    run dmsetup create r --table "0 $((1024 * $2)) raid $1 $count 16 region_size 64 $rebuild 5 $ALL"
     insync r
     run dmsetup status r
     holds "$DEVDIR/r" 512 128 grey
@@ -72,7 +77,7 @@ checked() {
     fill "$C" 22 1 wrong
     fill "$E" 16 1 wrong
     fill "$E" 800 9 wrong
-    run dmsetup create r --table "0 $((1024 * $2)) raid $1 2 16 nosync 5 - $A - $B - $C - $D - $E"
+    run dmsetup create r --table "0 $((1024 * $2)) raid $1 3 16 region_size 64 5 $ALL"
     run dmsetup message r 0 check
     insync r
     run dmsetup status r
@@ -81,7 +86,7 @@ checked() {
     run dmsetup status r
     quiet dmsetup remove r
     on_members
-    run dmsetup create r --table "0 $((1024 * $2)) raid $1 2 16 nosync 5 - $A - $B - $C - $D - $E"
+    run dmsetup create r --table "0 $((1024 * $2)) raid $1 3 16 region_size 64 5 $ALL"
     run dmsetup message r 0 check
     insync r
     run dmsetup status r
