@@ -18,29 +18,29 @@ ALL="$MA $A $MB $B $MC $C $MD $D $ME $E"
 # on_members: what lies on them.
 on_members() {
     for device in "$A" "$B" "$C" "$D" "$E"; do
-        dd if="$device" bs=64k count=8 iflag=direct status=none | sha256sum
+        dd if="$device" bs=64k count=2 iflag=direct status=none | sha256sum
     done
 }
 
 # small_writes SEED: some that begin and end inside chunks.
 small_writes() {
     fill "$DEVDIR/r" 3 5 "$1"
-    fill "$DEVDIR/r" 1001 77 "$1"
-    fill "$DEVDIR/r" 2040 8 "$1"
-    fill "$DEVDIR/r" 2100 200 "$1"
-    holds "$DEVDIR/r" 1001 77 "$1"
-    holds "$DEVDIR/r" 2040 8 "$1"
-    holds "$DEVDIR/r" 2100 200 "$1"
+    fill "$DEVDIR/r" 201 77 "$1"
+    fill "$DEVDIR/r" 440 8 "$1"
+    fill "$DEVDIR/r" 500 200 "$1"
+    holds "$DEVDIR/r" 201 77 "$1"
+    holds "$DEVDIR/r" 440 8 "$1"
+    holds "$DEVDIR/r" 500 200 "$1"
 }
 
-# layout TYPE DATA: an array of 1024 sectors of each member, written from begin to end, then in small pieces.
+# layout TYPE DATA: an array of 256 sectors of each member, written from begin to end, then in small pieces.
 layout() {
     title "$1"
     for device in "$MA" "$A" "$MB" "$B" "$MC" "$C" "$MD" "$D" "$ME" "$E"; do blkdiscard -z "$device"; done
-    run dmsetup create r --table "0 $((1024 * $2)) raid $1 3 16 region_size 64 5 $ALL"
+    run dmsetup create r --table "0 $((256 * $2)) raid $1 3 16 region_size 64 5 $ALL"
     insync r
     run dmsetup status r
-    fill "$DEVDIR/r" 0 $((1024 * $2)) red
+    fill "$DEVDIR/r" 0 $((256 * $2)) red
     on_members
     small_writes blue
     quiet dmsetup remove r
@@ -52,20 +52,20 @@ degraded() {
     title "$1 degraded"
     fourth="$MD $D" rebuild="rebuild 1" count=5
     case $1 in raid6*) fourth="- -" rebuild="rebuild 1 rebuild 3" count=7 ;; esac
-    run dmsetup create r --table "0 $((1024 * $2)) raid $1 3 16 region_size 64 5 $MA $A - - $MC $C $fourth $ME $E"
+    run dmsetup create r --table "0 $((256 * $2)) raid $1 3 16 region_size 64 5 $MA $A - - $MC $C $fourth $ME $E"
     run dmsetup status r
     holds "$DEVDIR/r" 3 5 blue
     small_writes green
-    fill "$DEVDIR/r" 512 128 grey
-    holds "$DEVDIR/r" 512 128 grey
+    fill "$DEVDIR/r" 300 128 grey
+    holds "$DEVDIR/r" 300 128 grey
     quiet dmsetup remove r
     blkdiscard -z "$B"
     [ "$fourth" = "- -" ] && blkdiscard -z "$D"
     on_members
-    run dmsetup create r --table "0 $((1024 * $2)) raid $1 $count 16 region_size 64 $rebuild 5 $ALL"
+    run dmsetup create r --table "0 $((256 * $2)) raid $1 $count 16 region_size 64 $rebuild 5 $ALL"
     insync r
     run dmsetup status r
-    holds "$DEVDIR/r" 512 128 grey
+    holds "$DEVDIR/r" 300 128 grey
     quiet dmsetup remove r
     on_members
 }
@@ -76,8 +76,8 @@ checked() {
     fill "$C" 16 1 wrong
     fill "$C" 22 1 wrong
     fill "$E" 16 1 wrong
-    fill "$E" 800 9 wrong
-    run dmsetup create r --table "0 $((1024 * $2)) raid $1 3 16 region_size 64 5 $ALL"
+    fill "$E" 200 9 wrong
+    run dmsetup create r --table "0 $((256 * $2)) raid $1 3 16 region_size 64 5 $ALL"
     run dmsetup message r 0 check
     insync r
     run dmsetup status r
@@ -86,7 +86,7 @@ checked() {
     run dmsetup status r
     quiet dmsetup remove r
     on_members
-    run dmsetup create r --table "0 $((1024 * $2)) raid $1 3 16 region_size 64 5 $ALL"
+    run dmsetup create r --table "0 $((256 * $2)) raid $1 3 16 region_size 64 5 $ALL"
     run dmsetup message r 0 check
     insync r
     run dmsetup status r
@@ -95,11 +95,11 @@ checked() {
 
 for kind in raid4 raid5_la raid5_ra raid5_ls raid5_rs raid5_n; do
     layout $kind 4
-    degraded $kind 4
+    case $kind in raid4 | raid5_ra | raid5_ls) degraded $kind 4 ;; esac
 done
 checked raid5_n 4
 for kind in zr nr nc la_6 ra_6 ls_6 rs_6 n_6; do
     layout raid6_$kind 3
-    degraded raid6_$kind 3
+    case $kind in zr | nc | rs_6) degraded raid6_$kind 3 ;; esac
 done
 checked raid6_n_6 3
