@@ -1,7 +1,7 @@
 # raid: what levels 4, 5 and 6 leave on their members, byte by byte: in every layout, degraded, rebuilt, checked, repaired.
 for name in A B C D E; do
     disk M$name 1M
-    disk $name 1M
+    disk $name 128K
 done
 
 # insync NAME: wait for the end of a resync, recovery or check.
@@ -15,33 +15,28 @@ insync() {
 
 ALL="$MA $A $MB $B $MC $C $MD $D $ME $E"
 
-# on_members: what lies on them.
+# on_members: what lies on them, once the array is gone.
 on_members() {
-    for device in "$A" "$B" "$C" "$D" "$E"; do
-        dd if="$device" bs=64k count=2 iflag=direct status=none | sha256sum
-    done
+    for name in A B C D E; do sha256sum <"$WORK/$name.img"; done
 }
 
 # small_writes SEED: some that begin and end inside chunks.
 small_writes() {
     fill "$DEVDIR/r" 3 5 "$1"
     fill "$DEVDIR/r" 201 77 "$1"
-    fill "$DEVDIR/r" 440 8 "$1"
     fill "$DEVDIR/r" 500 200 "$1"
     holds "$DEVDIR/r" 201 77 "$1"
-    holds "$DEVDIR/r" 440 8 "$1"
     holds "$DEVDIR/r" 500 200 "$1"
 }
 
 # layout TYPE DATA: an array of 256 sectors of each member, written from begin to end, then in small pieces.
 layout() {
     title "$1"
-    for device in "$MA" "$A" "$MB" "$B" "$MC" "$C" "$MD" "$D" "$ME" "$E"; do blkdiscard -z "$device"; done
+    head -c 4096 /dev/zero | tee "$MA" "$MB" "$MC" "$MD" "$ME" >/dev/null
     run dmsetup create r --table "0 $((256 * $2)) raid $1 3 16 region_size 64 5 $ALL"
     insync r
     run dmsetup status r
     fill "$DEVDIR/r" 0 $((256 * $2)) red
-    on_members
     small_writes blue
     quiet dmsetup remove r
     on_members
@@ -95,11 +90,11 @@ checked() {
 
 for kind in raid4 raid5_la raid5_ra raid5_ls raid5_rs raid5_n; do
     layout $kind 4
-    case $kind in raid4 | raid5_ra | raid5_ls) degraded $kind 4 ;; esac
+    case $kind in raid4 | raid5_ls) degraded $kind 4 ;; esac
 done
 checked raid5_n 4
 for kind in zr nr nc la_6 ra_6 ls_6 rs_6 n_6; do
     layout raid6_$kind 3
-    case $kind in zr | nc | rs_6) degraded raid6_$kind 3 ;; esac
+    case $kind in zr | nc) degraded raid6_$kind 3 ;; esac
 done
 checked raid6_n_6 3
