@@ -167,6 +167,15 @@ MIRROR = [
     Row("mirror-seqwrite", Job("write", bs=MIB, depth=SEQUENTIAL_DEPTH), MIRRORED, unit=MIB_S),
 ]
 
+# A small write is two reads and two writes one after the other, a whole row is five quarters of its data; reads are the files'.
+PARITY = ("thinmap raid5", "thinmap linear")
+RAID = [
+    Row("raid5-randread-d32", READ, PARITY, must=(Must("thinmap linear", 0.8),)),
+    Row("raid5-randwrite-d32", WRITE, PARITY),
+    Row("raid5-seqread", Job("read", bs=MIB, depth=SEQUENTIAL_DEPTH), PARITY, unit=MIB_S),
+    Row("raid5-seqwrite", Job("write", bs=MIB, depth=SEQUENTIAL_DEPTH), PARITY, unit=MIB_S),
+]
+
 MANY, FEW = "16 million mapped", "16 mapped"
 REFLINKS = ("thinmap", "xfs reflink", "btrfs reflink")
 CASES = [
@@ -191,4 +200,4 @@ TUNING = [
     Row("tuning-qcow2-snapwrite", FIRST, ("qemu qcow2", "qemu qcow2 threads", "qemu qcow2 buffered"), SNAPSHOT),
 ]
 
-ROWS = [*_nbd_rows(), *_device_rows(), *SCALE, *THICK, *CRYPT, *MIRROR, *MULTIPATH, *CASES]
+ROWS = [*_nbd_rows(), *_device_rows(), *SCALE, *THICK, *CRYPT, *RAID, *MIRROR, *MULTIPATH, *CASES]

@@ -22,6 +22,16 @@ const EXPECTED_NOISE: &[&str] = &[
     // What a repair leaves.
     "  WARNING: LV thinmap-vg/pool_meta0 holds a backup of the unrepaired metadata",
     "  WARNING: New metadata LV thinmap-vg/pool_tmeta might use different PVs",
+    // A physical volume is gone; a volume becomes a pool.
+    "  WARNING: Couldn't find device with uuid",
+    "  WARNING: VG thinmap-vg is missing PV",
+    "  WARNING: VG thinmap-vg was previously updated while",
+    "  WARNING: Couldn't find all devices",
+    "  WARNING: Converting thinmap-vg/",
+    "  WARNING: Pool zeroing and",
+    "  WARNING: recovery of pools without pool metadata spare LV is not automated",
+    "  THIS WILL DESTROY CONTENT",
+    "  WARNING: Sum of",
     // A merge is put off.
     "  Logical volume thinmap-vg/base contains a filesystem in use",
     // No systemd has started lvm2's polling daemon.

@@ -84,8 +84,9 @@ fn raid_volumes_live_without_a_physical_volume_and_are_repaired() {
         l lvcreate -qq -y --type raid6 -i 3 -L 48M -n six $VG $A $B $C $D $E
         # A thin pool on raid1.
         l lvcreate -qq -y --type raid1 -m 1 -L 60M -n pool $VG $A $B
-        for v in one five six pool; do synced $v; done
-        l lvconvert -qq -y --type thin-pool $VG/pool
+        l lvcreate -qq -y --type raid1 -m 1 -L 4M -n meta $VG $A $B
+        for v in one five six pool meta; do synced $v; done
+        l lvconvert -qq -y --type thin-pool --poolmetadata $VG/meta --poolmetadataspare n $VG/pool
         l lvcreate -qq -y -n vol -V 40M --thinpool pool $VG
         for v in one five six; do fill $v 40; sum $v >sum.$v; done
         mkfs.ext4 -q $V/vol; mount $V/vol m; random m x 20M; (cd m; sha256sum x) >sum.vol; umount m
@@ -99,7 +100,7 @@ fn raid_volumes_live_without_a_physical_volume_and_are_repaired() {
             l lvconvert -qq -y --repair $VG/$v; synced $v
             test "$(sum $v)" = "$(cat sum.$v)"
         done
-        l lvconvert -qq -y --repair $VG/pool_tdata
+        for v in pool_tdata pool_tmeta; do l lvconvert -qq -y --repair $VG/$v; done
         mount $V/vol m; (cd m; sha256sum -c --quiet ../sum.vol); umount m
         l vgreduce -qq --removemissing $VG
         lvs_of lv_name,lv_attr,lv_health_status

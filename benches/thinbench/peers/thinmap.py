@@ -191,6 +191,18 @@ class Crypt(OnOneFile):
         return f"crypt aes-xts-plain64 {bytes(range(64)).hex()} 0 {daemon.blocks} 0 1 sector_size:4096"
 
 
+class Raid5(OnOneFile):
+    name = "thinmap raid5"
+    words = "raid5_ls of five files, chunks of 64 KiB, no bitmap; NBD only"
+
+    def arguments(self, daemon):
+        members = [daemon.data / f"member{number}" for number in range(5)]
+        for member in members:
+            sparse(member, self.size // 4)
+        # Holes are zeroes, whose parity is zeroes: nothing to sync.
+        return f"raid raid5_ls 2 128 nosync 5 {' '.join(f'- {member}' for member in members)}"
+
+
 class Linear(OnOneFile):
     name = "thinmap linear"
     words = "the same file under linear; NBD only"
@@ -226,4 +238,4 @@ class Mirror(OnOneFile):
         return f"mirror disk 3 {log} 1024 nosync 2 {daemon.blocks} 0 {leg} 0 1 handle_errors"
 
 
-SIDES = [Crypt, Linear, Mirror, Multipath, MultipathByLoad, ThinmapNbd, ThinmapDevice, NoSnapshot, ManySnapshots, DeepChain]
+SIDES = [Crypt, Raid5, Linear, Mirror, Multipath, MultipathByLoad, ThinmapNbd, ThinmapDevice, NoSnapshot, ManySnapshots, DeepChain]

@@ -148,10 +148,9 @@ impl Job {
                 Next::Requests(requests.collect())
             }
             Step::Verify => {
+                // As in the kernel a cure that can be read again costs nothing, however many there were.
                 for (member, _, status) in state.ended.drain(..) {
-                    if status.is_ok() {
-                        self.engine.members.corrected_read(member);
-                    } else {
+                    if !status.is_ok() {
                         self.engine.members.fail(member);
                     }
                 }

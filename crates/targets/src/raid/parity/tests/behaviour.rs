@@ -184,3 +184,25 @@ fn a_member_stays_in_use_when_nothing_can_replace_what_it_holds() {
         twin.bytes.clear();
     }
 }
+
+#[test]
+fn many_bad_sectors_do_not_cost_the_member() {
+    let kind = Kind {
+        level: 5,
+        layout: 2,
+        members: 3,
+        chunk: 128,
+        cache: 256,
+    };
+    let twin = Twin::synced(kind, &mut SmallRng::seed_from_u64(14));
+    let bad = (0..90).map(|unit| OFFSET + unit * 8 + 5);
+    twin.lab.disks[2].bad.lock().extend(bad);
+    assert_eq!(twin.lab.whole(SyncKind::Check), 0);
+    assert!(twin.lab.disks[2].bad.lock().is_empty());
+    for unit in 0..90 {
+        twin.lab.disks[2].bad.lock().push(OFFSET + unit * 8 + 5);
+        twin.check_all();
+        twin.lab.whole(SyncKind::Check);
+    }
+    assert_eq!(twin.lab.lost(), 0);
+}
