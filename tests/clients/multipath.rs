@@ -112,9 +112,9 @@ fn kpartx_maps_the_partitions_of_a_multipath_device() {
         echo here | dd of=disk bs=512 seek=34816 conv=notrunc status=none"#);
     let said = world.sh(&format!(
         "thinmap run -- kpartx -a /dev/mapper/{WWID} >&2
-         dmsetup table {WWID}1 | cut -d' ' -f1-3,5; dmsetup table {WWID}2 | cut -d' ' -f1-3,5
-         dmsetup info -c --noheadings -o uuid {WWID}2
-         head -c 4 /dev/mapper/{WWID}2; echo
+         dmsetup table {WWID}p1 | cut -d' ' -f1-3,5; dmsetup table {WWID}p2 | cut -d' ' -f1-3,5
+         dmsetup info -c --noheadings -o uuid {WWID}p2
+         head -c 4 /dev/mapper/{WWID}p2; echo
          thinmap run -- kpartx -d /dev/mapper/{WWID} >&2
          dmsetup ls | wc -l
          dmsetup remove {WWID}; dmsetup remove p1; dmsetup remove p2"
