@@ -74,14 +74,14 @@ END
         thinmap run -- multipathd -d -s -v2 >multipathd.log 2>&1 & daemon=$!
         trap 'kill $daemon; wait $daemon || true' EXIT
         until_says 'p.*ready|loop.*ready' show paths
-        until_says 'A 0 1 . .* A 0 ' dmsetup status WWID
+        until_says ':[0-9]+ A [0-9]+ .*:[0-9]+ A [0-9]+ ' dmsetup status WWID
         swap p1 '0 SECTORS error'
-        until_says ' F [0-9]+ ' dmsetup status WWID
-        until_says 'failed +faulty|failed faulty' show topology
+        until_says ':[0-9]+ F [0-9]+ ' dmsetup status WWID
+        until_says 'failed +faulty' show topology
         head -c 1M /dev/urandom >data; dd if=data of=/dev/mapper/WWID bs=64k oflag=direct status=none
         cmp -n 1M disk data
         swap p1 "0 SECTORS linear $PWD/disk 0"
-        until_says '2 0 0 0 2 [12] [AE] 0 1 . [0-9:]+ A [0-9]+ .*[AE] 0 1 . [0-9:]+ A ' dmsetup status WWID
+        until_says ':[0-9]+ A [0-9]+ .*:[0-9]+ A [0-9]+ ' dmsetup status WWID
         until_says 'active ready' show topology
         kill $daemon; wait $daemon || true; trap - EXIT
         dmsetup status WWID
@@ -112,9 +112,9 @@ fn kpartx_maps_the_partitions_of_a_multipath_device() {
         echo here | dd of=disk bs=512 seek=34816 conv=notrunc status=none"#);
     let said = world.sh(&format!(
         "thinmap run -- kpartx -a /dev/mapper/{WWID} >&2
-         dmsetup table {WWID}1 | cut -d' ' -f1-3,5; dmsetup table {WWID}2 | cut -d' ' -f1-3,5
-         dmsetup info -c --noheadings -o uuid {WWID}2
-         head -c 4 /dev/mapper/{WWID}2; echo
+         dmsetup table {WWID}p1 | cut -d' ' -f1-3,5; dmsetup table {WWID}p2 | cut -d' ' -f1-3,5
+         dmsetup info -c --noheadings -o uuid {WWID}p2
+         head -c 4 /dev/mapper/{WWID}p2; echo
          thinmap run -- kpartx -d /dev/mapper/{WWID} >&2
          dmsetup ls | wc -l
          dmsetup remove {WWID}; dmsetup remove p1; dmsetup remove p2"
