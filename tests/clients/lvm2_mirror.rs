@@ -8,6 +8,8 @@ const GROUP: &str = r#"
     # Nobody else may ask for events, or repair.
     cp -a /etc/lvm etc; export LVM_SYSTEM_DIR=$PWD/etc
     echo 'activation { monitoring = 0 }' >>etc/lvmlocal.conf
+    # A test that fails leaves nothing either.
+    trap 'off; thinmap run -- dmsetup remove_all --force >/dev/null 2>&1 || true' EXIT
     for name in A B C; do
         # On a file, so that lvm2 does not see each of them twice.
         truncate -s 200M $name.img
@@ -24,7 +26,14 @@ const GROUP: &str = r#"
     }
     # legs NAME: both hold the same, however lvm2 calls them.
     legs() { cmp /dev/mapper/thinmap--vg-$1_mimage_$2 /dev/mapper/thinmap--vg-$1_mimage_$3; }
-    # fails NAME, works NAME DEVICE
+    # pv_of NAME: the letter of the physical volume that a volume lies on.
+    pv_of() {
+        local at name
+        at=$(l dmsetup table thinmap--vg-$1 | awk '{ print $4 }')
+        for name in A B C; do
+            [ "$(l dmsetup info -c --noheadings --separator : -o major,minor pv$name)" != "$at" ] || echo $name
+        done
+    }
     table() { l dmsetup load $1 --table "$2"; l dmsetup suspend --noflush $1; l dmsetup resume $1; }
     fails() { table pv$1 "0 409600 error"; }
     no_group() {
@@ -68,7 +77,6 @@ fn mirrors_are_made_converted_and_moved() {
         l lvremove -qq -y $VG/core
         l lvconvert -qq -y -m0 $VG/disk
         # pvmove is a mirror for as long as it takes.
-        pv=$(l lvs --noheadings -o devices $VG/disk | sed 's/[ (].*//; s/(.*//' | tr -d ' ')
         l lvcreate -qq -y -n other -L 40M $VG
         at=$(l lvs --noheadings -o devices $VG/other | tr -d ' ' | sed 's/(.*//')
         random . z 40M; dd if=z of=$V/other bs=1M oflag=direct status=none
@@ -99,8 +107,7 @@ fn a_mirror_whose_leg_is_gone_is_repaired() {
             l lvcreate -qq -y --type mirror -m1 --mirrorlog $log -n mir -L 40M $VG $A $B $C
             in_sync mir
             mkfs.ext4 -q $V/mir; mount $V/mir m; random m x 20M; sum=$(sha256sum <m/x)
-            l lvs -a --noheadings -o lv_name,devices $VG | tr -d ' ' >devices
-            leg=$(sed -n 's/.*mimage_1\].*pv\([ABC]\).*/\1/p' devices)
+            leg=$(pv_of mir_mimage_1)
             fails $leg
             # Held, and done when the leg was taken out.
             (dd if=/dev/zero of=m/y bs=1M count=4 oflag=direct status=none; echo written) >written &
@@ -116,7 +123,7 @@ fn a_mirror_whose_leg_is_gone_is_repaired() {
             test "$(sha256sum <m/x)" = "$sum"; umount m
             fsck.ext4 -fn $V/mir >fsck 2>&1
             l lvs --noheadings -o lv_attr $VG/mir | tr -d ' '
-            l lvs -a --noheadings -o devices $VG | grep -c "pv$leg" || true
+            for image in $(l dmsetup ls | sed -n 's/^thinmap--vg-\(mir_m[^[:space:]]*\).*/\1/p'); do pv_of $image; done | grep -c $leg || true
             table pv$leg "0 409600 linear $PWD/$leg.img 0"
             l lvremove -qq -y $VG/mir
             l vgextend -qq --restoremissing $VG /dev/mapper/pv$leg
