@@ -1,7 +1,7 @@
 # A clone, begun and continued by whoever has `dmsetup`: the kernel or thinmap.
 #
-# Sourced after conformance/prelude.sh, with IMAGES naming a directory that holds metadata.img, dest.img, source.img and model.img, what
-# the clone should read as.
+# Sourced after conformance/prelude.sh, with IMAGES naming a directory that holds metadata.img, dest.img, source.img, model.img, what
+# the clone should read as, and the manifest, which has the sum of that.
 
 SECTORS=65000
 
@@ -15,7 +15,10 @@ open_images() {
     dmsetup status c
 }
 
-close_images() { quiet dmsetup remove c; }
+close_images() {
+    quiet dmsetup remove c
+    sha256sum <"$IMAGES/model.img" >"$IMAGES/manifest"
+}
 
 make_images() {
     truncate -s 4M "$IMAGES/metadata.img"

@@ -1,6 +1,6 @@
 # Era metadata, written, changed and read by whoever has `dmsetup`: the kernel or thinmap.
 #
-# Sourced after conformance/prelude.sh, with IMAGES naming a directory that holds metadata.img, origin.img and eras: one line
+# Sourced after conformance/prelude.sh, with IMAGES naming a directory that holds metadata.img, origin.img and the manifest: one line
 # "block era" for each block of the origin, as it should be.
 
 BLOCKS=2000
@@ -14,13 +14,15 @@ open_images() {
     quiet dmsetup create e --table "0 $((BLOCKS * 64)) era $metadata $origin 64"
 }
 
-close_images() { quiet dmsetup remove e; }
-
-# dump: a line for each block. What is only in memory of the page cache is written first.
-dump() {
+close_images() {
+    quiet dmsetup remove e
     blockdev --flushbufs "$metadata"
-    era_check -q "$metadata" || echo "= damaged"
-    era_dump --logical "$metadata" | sed -n 's/.*<era block="\([0-9]*\)" era="\([0-9]*\)".*/\1 \2/p'
+}
+
+# dump: a line for each block, of metadata that nobody uses.
+dump() {
+    era_check -q "$IMAGES/metadata.img" || echo "= damaged"
+    era_dump --logical "$IMAGES/metadata.img" | sed -n 's/.*<era block="\([0-9]*\)" era="\([0-9]*\)".*/\1 \2/p'
 }
 
 # write FIRST COUNT: blocks, noted with the era that the status tells.
@@ -28,14 +30,14 @@ write() {
     era=$(dmsetup status e | cut -d' ' -f6)
     dd if=/dev/urandom of="$DEVDIR/e" bs=32k seek="$1" count="$2" oflag=direct conv=notrunc status=none
     awk -v first="$1" -v end=$(($1 + $2)) -v era="$era" \
-        '$1 >= first && $1 < end { $2 = era } { print }' "$IMAGES/eras" >"$IMAGES/eras.new"
-    mv "$IMAGES/eras.new" "$IMAGES/eras"
+        '$1 >= first && $1 < end { $2 = era } { print }' "$IMAGES/manifest" >"$WORK/manifest"
+    mv "$WORK/manifest" "$IMAGES/manifest"
 }
 
 make_images() {
     truncate -s 4M "$IMAGES/metadata.img"
     truncate -s $((BLOCKS * 32768)) "$IMAGES/origin.img"
-    seq -f '%.0f 0' 0 $((BLOCKS - 1)) >"$IMAGES/eras"
+    seq -f '%.0f 0' 0 $((BLOCKS - 1)) >"$IMAGES/manifest"
     open_images
 }
 
@@ -55,5 +57,5 @@ change() {
 }
 
 check() {
-    if dump | cmp -s - "$IMAGES/eras"; then echo "eras: right"; else echo "eras: WRONG"; fi
+    if dump | cmp -s - "$IMAGES/manifest"; then echo "eras: right"; else echo "eras: WRONG"; fi
 }

@@ -178,6 +178,11 @@ const WRONG: &[(&str, &str, i32)] = &[
         "Error opening data device: nowhere: no such device",
         22,
     ),
+    (
+        "era big big 8",
+        "Error opening data device: it is the metadata device",
+        22,
+    ),
     ("era big 7:0 x", "Error parsing block size: 'x'", 22),
     ("era big 7:0 12", "Invalid block size", 22),
     (
@@ -209,6 +214,11 @@ const WRONG: &[(&str, &str, i32)] = &[
     (
         "clone big 7:0 small 8",
         "Device size larger than source device",
+        22,
+    ),
+    (
+        "clone big big 7:1 8",
+        "Error opening destination device: it is the metadata device",
         22,
     ),
     ("clone big 7:0 7:1 4", "Invalid region size: '4'", 22),

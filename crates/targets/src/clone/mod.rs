@@ -57,6 +57,12 @@ impl TargetType for CloneType {
         check_size(&dest, args.len, "destination")?;
         let source = open(cx, source, "source", true)?;
         check_size(&source, args.len, "source")?;
+        for (device, what) in [(&dest, "destination"), (&source, "source")] {
+            if device.id == metadata_dev.id {
+                let reason = format!("Error opening {what} device: it is the metadata device");
+                return Err(TableError::invalid(NAME, reason));
+            }
+        }
         let blocks = [&source, &dest].map(|device| device.dev.limits().logical_block_size);
         let region = parse_region(region, blocks)?;
         if args.len.raw().div_ceil(u64::from(region)) > REGIONS_MAX {

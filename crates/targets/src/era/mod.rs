@@ -60,6 +60,10 @@ impl TargetType for EraType {
         };
         let metadata_dev = open(metadata, "metadata")?;
         let origin = open(origin, "data")?;
+        if origin.id == metadata_dev.id {
+            let reason = "Error opening data device: it is the metadata device";
+            return Err(wrong(reason.to_owned()));
+        }
         let block =
             scan_u32(block).ok_or_else(|| wrong(format!("Error parsing block size: '{block}'")))?;
         if block == 0 || !block.is_multiple_of(BLOCK_SECTORS_MIN) {
