@@ -23,6 +23,7 @@ const EXPECTED_NOISE: &[&str] = &[
     "  WARNING: LV thinmap-vg/pool_meta0 holds a backup of the unrepaired metadata",
     "  WARNING: New metadata LV thinmap-vg/pool_tmeta might use different PVs",
     // A physical volume is gone; a volume becomes a pool.
+    "  PARTIAL MODE. Incomplete logical volumes will be processed.",
     "  WARNING: Couldn't find device with uuid",
     "  WARNING: VG thinmap-vg is missing PV",
     "  WARNING: VG thinmap-vg was previously updated while",

