@@ -27,7 +27,7 @@ fn exchange(test: &str, first: Arm, second: Arm) {
         assert!(right == checks && !wrong, "{name}: {output}");
     };
     let change = |number| format!("change {number}; close_images; check");
-    let continued = |number| format!("check; open_images; {}", change(number));
+    let continued = |number| format!("attach_images; check; open_images; {}", change(number));
     step(first, "made", 1, &format!("make_images; {}", change(1)));
     step(second, "changed", 2, &continued(5));
     step(first, "back", 2, &continued(9));

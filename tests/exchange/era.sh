@@ -5,12 +5,15 @@
 
 BLOCKS=2000
 
-open_images() {
+attach_images() {
     for image in metadata origin; do
         loop=$(losetup -f --show "$IMAGES/$image.img") || echo "= no loop device"
         LOOPS="$loop $LOOPS"
         eval "$image=$loop"
     done
+}
+
+open_images() {
     quiet dmsetup create e --table "0 $((BLOCKS * 64)) era $metadata $origin 64"
 }
 
@@ -21,8 +24,8 @@ close_images() {
 
 # dump: a line for each block, of metadata that nobody uses.
 dump() {
-    era_check -q "$IMAGES/metadata.img" || echo "= damaged"
-    era_dump --logical "$IMAGES/metadata.img" | sed -n 's/.*<era block="\([0-9]*\)" era="\([0-9]*\)".*/\1 \2/p'
+    era_check -q "$metadata" || echo "= damaged"
+    era_dump --logical "$metadata" | sed -n 's/.*<era block="\([0-9]*\)" era="\([0-9]*\)".*/\1 \2/p'
 }
 
 # write FIRST COUNT: blocks, noted with the era that the status tells.
@@ -38,6 +41,7 @@ make_images() {
     truncate -s 4M "$IMAGES/metadata.img"
     truncate -s $((BLOCKS * 32768)) "$IMAGES/origin.img"
     seq -f '%.0f 0' 0 $((BLOCKS - 1)) >"$IMAGES/manifest"
+    attach_images
     open_images
 }
 
