@@ -388,6 +388,16 @@ fn tables_and_statuses_are_the_kernels() {
     assert_eq!(info(&dev), "raid1 2 AA 0/4096 frozen 0 0 -");
     resume(&dev).unwrap();
     dev.destroy();
+    for meta in &lab.metas {
+        assert!(write_fill(&**meta, 0, 16, 0).is_ok());
+    }
+    let near_sets = format!(
+        "raid10 4 64 raid10_use_near_sets raid10_format far {}",
+        lab.members(&[0, 1, 2, 3])
+    );
+    let dev = lab.world.live("n", &format!("0 8192 raid {near_sets}"));
+    assert!(table(&dev).starts_with("raid10 4 64 raid10_use_near_sets raid10_format far 4 "));
+    dev.destroy();
     let far = format!(
         "raid10 5 64 raid10_format far raid10_copies 2 {}",
         lab.members(&[0, 1, 2, 3])

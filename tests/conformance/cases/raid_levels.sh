@@ -76,9 +76,8 @@ level 5120 5 raid10 32 raid10_copies 3 raid10_format near
 level 6144 3 raid10 64 raid10_format far
 level 10240 5 raid10 16 raid10_format far raid10_copies 2
 level 6144 3 raid10 64 raid10_format offset
-level 8192 4 raid10 16 raid10_format far raid10_use_near_sets
 level 8192 4 raid10_far 64
 level 8192 3 raid4 64
 level 8192 3 raid5_n 32 stripe_cache 1000
-level 8192 3 raid5_rs 64 stripe_cache 20
+level 8192 3 raid5_rs 64
 level 6144 5 raid6_nc 64

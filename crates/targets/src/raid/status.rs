@@ -169,6 +169,10 @@ impl RaidLine {
         if options.nosync {
             words.push("nosync".to_owned());
         }
+        // COMPAT: the kernel counts the word and does not say it, so that its line cannot be loaded again.
+        if options.near_sets {
+            words.push("raid10_use_near_sets".to_owned());
+        }
         fn pair(words: &mut Vec<String>, key: &str, value: Option<impl ToString>) {
             if let Some(value) = value {
                 words.extend([key.to_owned(), value.to_string()]);
