@@ -45,6 +45,16 @@ const EXPECTED_NOISE: &[&str] = &[
     "  WARNING: Thin volume thinmap-vg/t2 maps 600.00 MiB while the size is only 100.00 MiB",
     // Another program removed a loop device while lvm2 looked at all of them.
     "  Device open ",
+    // A leg of a mirror is gone, and back.
+    "  WARNING: Couldn't find device with uuid",
+    "  WARNING: VG thinmap-vg is missing PV",
+    "  WARNING: VG thinmap-vg was previously updated while PV",
+    "  WARNING: VG thinmap-vg has unused reappeared PV",
+    "  WARNING: Trying to up-convert to 2 images",
+    "  WARNING: ignoring metadata seqno",
+    "  WARNING: Inconsistent metadata found for VG thinmap-vg",
+    "  WARNING: updating old metadata",
+    "  See vgck --updatemetadata",
     // fsadm's helper names itself.
     "resize2fs 1.",
 ];
