@@ -24,7 +24,7 @@ fn conformance_with_the_kernel() {
     // The guest is the slow one of the two; it takes half of the cases at a time, beside ours.
     let (first, second) = cases.split_at(cases.len() / 2);
     let with_log = keep.is_some();
-    let boot = |half: &[Case]| arm::kernel(half, with_log, 10).expect("the kernel's arm");
+    let boot = |half: &[Case]| arm::kernel(half, with_log, 25).expect("the kernel's arm");
     let (kernel, ours, shim) = std::thread::scope(|scope| {
         let guests = [scope.spawn(|| boot(first)), scope.spawn(|| boot(second))];
         let ours = arm::thinmap_arm(&cases, Dmsetup::Ours);

@@ -23,7 +23,7 @@ const OPEN_CHECK_AND_CHANGE: &str = "check_images; change_images; close_images";
 pub(crate) type Arm = fn(&[Case]) -> anyhow::Result<Vec<String>>;
 
 pub(crate) fn kernel(cases: &[Case]) -> anyhow::Result<Vec<String>> {
-    arm::kernel(cases, false, 5)
+    arm::kernel(cases, false, 15)
 }
 
 pub(crate) fn thinmap(cases: &[Case]) -> anyhow::Result<Vec<String>> {

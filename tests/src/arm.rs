@@ -128,13 +128,25 @@ pub fn thinmap_arm(cases: &[Case], dmsetup: Dmsetup) -> Result<Vec<String>> {
         .collect())
 }
 
+/// Takes away the loop devices of a case that was ended before it could.
+const DETACH: &str = "\
+detach() {
+    dmsetup remove_all --force >/dev/null 2>&1 </dev/null
+    losetup --list --noheadings --output NAME,BACK-FILE | while read -r node file; do
+        case $file in
+        $WORK/*) losetup --detach \"$node\" ;;
+        esac
+    done
+}
+";
+
 /// A script that runs every case in a shell of its own, each into a file of its own. `settings` sets the variables that differ
 /// between the arms.
 fn driver(cases: &[Case], out: &Path, work: &str, settings: &str, log: bool) -> Result<String> {
     let prelude = package().join("conformance/prelude.sh").canonicalize()?;
     let bodies = out.join("bodies");
     fs::create_dir_all(&bodies)?;
-    let mut script = format!("{settings}\nexport KLOG={}\n", u8::from(log));
+    let mut script = format!("{settings}\nexport KLOG={}\n{DETACH}", u8::from(log));
     for Case { name, body } in cases {
         let file = bodies.join(name);
         fs::write(&file, format!(". {}\n{body}\ntidy_up\n", prelude.display()))?;
@@ -142,7 +154,7 @@ fn driver(cases: &[Case], out: &Path, work: &str, settings: &str, log: bool) -> 
         script += &format!(
             "export WORK={work}/w.{name}\nmkdir $WORK\n\
              timeout -k 5 {CASE_SECONDS} sh {file} >{out} 2>&1\n\
-             [ $? = 0 ] || echo '= the case did not end' >>{out}\nrm -rf $WORK\n",
+             [ $? = 0 ] || {{ echo '= the case did not end' >>{out}; detach; }}\nrm -rf $WORK\n",
             out = out.display(),
         );
     }
