@@ -76,7 +76,8 @@ gone() {
     [ ! -e "$V" ]
     [ "$(l dmsetup ls)" = "No devices found" ]
     [ -z "$(thinmap ls-exports)" ]
-    [ -z "$(ls /dev/mapper)" ]
+    # A program without the shim may have made the kernel's own node.
+    [ -z "$(ls -I control /dev/mapper)" ]
 }
 
 lvs_of() { l lvs --noheadings --separator , -o "$1" "$VG" | sed 's/^ *//' | sort; }
