@@ -1,8 +1,6 @@
 //! `unstriped`: one stripe of a striped device, as a line of its own.
 //!
 //! Arguments: `<stripes> <chunk sectors> <stripe> <device> <first sector>`. No status, no messages.
-//!
-//! COMPAT: the place below goes by the mapped device's sector, wherever the line begins.
 
 use std::sync::Arc;
 
@@ -85,6 +83,7 @@ struct Unstriped {
 
 impl Unstriped {
     fn place(&self, sector: Sector) -> Sector {
+        let sector = sector - self.begin;
         let chunk = u64::from(self.chunk);
         let rows = sector.raw() / chunk;
         // Wraps only where the device below ends long before.

@@ -6,11 +6,11 @@ disk C 4M
 # paths: a letter for the device of each of the first eight regions.
 paths() {
     for region in 0 1 2 3 4 5 6 7; do
-        for device in A B C; do eval "blkdiscard -z \$$device"; done
+        for device in A B C; do eval "blkdiscard -f -z \$$device"; done
         fill "$DEVDIR/s" $((region * 16)) 16 "region $region"
         for device in A B C; do
             eval "below=\$$device"
-            dd if="$below" bs=8k skip=$region count=1 status=none | grep -q region && printf %s $device
+            dd if="$below" iflag=direct bs=8k skip=$region count=1 status=none | grep -q region && printf %s $device
         done
     done
     echo
@@ -51,12 +51,12 @@ title 'a region that is no power of two, a short last one, another beginning'
 run dmsetup create s --table "0 8 zero
 8 100 switch 2 24 0 $A 64 $B 8"
 run dmsetup table s
-blkdiscard -z "$A"
-blkdiscard -z "$B"
+blkdiscard -f -z "$A"
+blkdiscard -f -z "$B"
 fill "$DEVDIR/s" 8 100 red
 holds "$DEVDIR/s" 8 100 red
-dd if="$A" bs=512 count=512 status=none | sha256sum
-dd if="$B" bs=512 count=512 status=none | sha256sum
+dd if="$A" iflag=direct bs=512 count=512 status=none | sha256sum
+dd if="$B" iflag=direct bs=512 count=512 status=none | sha256sum
 run dmsetup message s 8 set_region_mappings 4:1
 run dmsetup message s 8 set_region_mappings 5:1
 quiet dmsetup remove s

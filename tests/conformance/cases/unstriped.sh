@@ -13,11 +13,12 @@ run dmsetup status
 run dmsetup deps u1
 i=0
 for device in "$A" "$B" "$C"; do
-    dd if="$device" bs=1M count=1 status=none | sha256sum
+    dd if="$device" iflag=direct bs=1M count=1 status=none | sha256sum
     dd if="$DEVDIR/u$i" bs=1M count=1 status=none | sha256sum
     i=$((i + 1))
 done
 fill "$DEVDIR/u2" 100 77 green
+blockdev --flushbufs "$C"
 holds "$C" 100 77 green
 run dmsetup message u1 0 hello
 for stripe in 0 1 2; do
@@ -27,12 +28,12 @@ quiet dmsetup remove s
 title 'chunks that are no power of two, a place of its own, another beginning'
 run dmsetup create u --table "0 96 unstriped 2 12 1 $A 40"
 fill "$DEVDIR/u" 0 96 blue
-dd if="$A" bs=512 count=512 status=none | sha256sum
+dd if="$A" iflag=direct bs=512 count=512 status=none | sha256sum
 quiet dmsetup remove u
 run dmsetup create u --table "0 8 zero
 8 64 unstriped 2 8 0 $B 0"
 fill "$DEVDIR/u" 8 64 grey
-dd if="$B" bs=512 count=512 status=none | sha256sum
+dd if="$B" iflag=direct bs=512 count=512 status=none | sha256sum
 quiet dmsetup remove u
 title 'every argument wrong in turn'
 try bad "0 64 unstriped"
