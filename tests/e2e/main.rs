@@ -8,6 +8,7 @@ mod continuity;
 mod deletion;
 mod encrypted;
 mod file_systems;
+mod fio;
 mod flush_log;
 mod full;
 mod keys;

@@ -1,9 +1,8 @@
 //! fio verifies a mirror while its legs fail in turn, are taken out, and come back; then the daemon is killed while it is written.
 
-use std::path::Path;
-use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
+use crate::fio;
 use crate::world::{World, can_make_block_devices};
 
 const SECTORS: u64 = 262_144;
@@ -28,7 +27,16 @@ fn fio_verifies_a_mirror_whose_legs_fail_in_turn() {
     let mut rounds = 0;
     // Each leg twice, however fast fio is.
     while rounds < 4 {
-        let mut load = fio(&world, &world.dev_dir().join("m"));
+        let mut load = fio::verify(
+            &world,
+            "m",
+            &[
+                "--bsrange=512-128k",
+                "--fsync=32",
+                "--size=96m",
+                "--io_size=192m",
+            ],
+        );
         let began = Instant::now();
         while load.try_wait().expect("fio").is_none() {
             let late = began.elapsed() > Duration::from_secs(400);
@@ -70,19 +78,4 @@ fn fail_and_repair(sh: &dyn Fn(&str) -> String, round: u32) {
          table m \"$(mirror \"disk 3 $PWD/log.img 512 sync\" {stays} {fails})\"
          shows ' 512/512 '"
     ));
-}
-
-fn fio(world: &World, device: &Path) -> Child {
-    world
-        .command("fio")
-        .args(["--name=verify", "--direct=1", "--ioengine=libaio"])
-        .args(["--iodepth=16", "--rw=randwrite", "--bsrange=512-128k"])
-        .args(["--bs_unaligned=0", "--blockalign=512", "--fsync=32"])
-        .args(["--size=96m", "--io_size=192m", "--verify=crc32c"])
-        .args(["--verify_fatal=1", "--serialize_overlap=1"])
-        .arg(format!("--filename={}", device.display()))
-        .stdout(Stdio::piped())
-        .stderr(Stdio::inherit())
-        .spawn()
-        .expect("fio runs")
 }

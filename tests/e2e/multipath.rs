@@ -1,8 +1,8 @@
 //! fio verifies a device while paths to it are taken away and come back; requests wait for a path, or fail, as they were told.
 
-use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
+use crate::fio;
 use crate::world::{World, can_make_block_devices};
 
 const SECTORS: u64 = 131_072;
@@ -23,7 +23,16 @@ fn fio_verifies_over_four_paths_of_which_two_fail_and_come_back() {
          dmsetup create m --table \"0 {SECTORS} multipath 0 0 1 1 service-time 0 4 2 $M/p0 1 1 $M/p1 1 1 $M/p2 1 1 $M/p3 1 1\"",
         bytes = SECTORS * 512
     ));
-    let mut load = fio(&world);
+    let mut load = fio::verify(
+        &world,
+        "m",
+        &[
+            "--bsrange=512-64k",
+            "--fsync=64",
+            "--size=64m",
+            "--io_size=384m",
+        ],
+    );
     let began = Instant::now();
     let mut rounds = 0;
     while load.try_wait().expect("fio").is_none() {
@@ -101,22 +110,4 @@ fn requests_wait_for_a_path_or_fail_as_they_were_told() {
         bytes = SECTORS * 512
     ));
     world.end();
-}
-
-fn fio(world: &World) -> Child {
-    world
-        .command("fio")
-        .args(["--name=verify", "--direct=1", "--ioengine=libaio"])
-        .args(["--iodepth=16", "--rw=randwrite", "--bsrange=512-64k"])
-        .args(["--bs_unaligned=0", "--blockalign=512", "--fsync=64"])
-        .args(["--size=64m", "--io_size=384m", "--verify=crc32c"])
-        .args(["--verify_fatal=1", "--serialize_overlap=1"])
-        .arg(format!(
-            "--filename={}",
-            world.dev_dir().join("m").display()
-        ))
-        .stdout(Stdio::piped())
-        .stderr(Stdio::inherit())
-        .spawn()
-        .expect("fio runs")
 }

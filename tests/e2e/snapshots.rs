@@ -1,10 +1,9 @@
 //! fio verifies an origin and one of its snapshots at once, while others come and go; a first one keeps what it saw, also through a
 //! kill of the daemon.
 
-use std::path::Path;
-use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
+use crate::fio;
 use crate::world::{World, can_make_block_devices};
 
 const SECTORS: u64 = 262_144;
@@ -24,7 +23,18 @@ fn fio_verifies_an_origin_and_its_snapshot_at_once() {
          sha256sum <base >seen",
         bytes = SECTORS * 512
     ));
-    let mut loads = ["origin", "written"].map(|name| fio(&world, &world.dev_dir().join(name)));
+    let mut loads = ["origin", "written"].map(|name| {
+        fio::verify(
+            &world,
+            name,
+            &[
+                "--bsrange=512-128k",
+                "--fsync=32",
+                "--size=96m",
+                "--io_size=96m",
+            ],
+        )
+    });
     let began = Instant::now();
     let mut rounds = 0;
     while loads
@@ -63,19 +73,4 @@ fn fio_verifies_an_origin_and_its_snapshot_at_once() {
          dmsetup remove first; dmsetup remove merged; dmsetup remove base"
     ));
     world.end();
-}
-
-fn fio(world: &World, device: &Path) -> Child {
-    world
-        .command("fio")
-        .args(["--name=verify", "--direct=1", "--ioengine=libaio"])
-        .args(["--iodepth=16", "--rw=randwrite", "--bsrange=512-128k"])
-        .args(["--bs_unaligned=0", "--blockalign=512", "--fsync=32"])
-        .args(["--size=96m", "--io_size=96m", "--verify=crc32c"])
-        .args(["--verify_fatal=1", "--serialize_overlap=1"])
-        .arg(format!("--filename={}", device.display()))
-        .stdout(Stdio::piped())
-        .stderr(Stdio::inherit())
-        .spawn()
-        .expect("fio runs")
 }

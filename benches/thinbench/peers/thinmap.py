@@ -214,17 +214,16 @@ class Linear(OnOneFile):
 class Multipath(OnOneFile):
     name = "thinmap multipath"
     words = "the same file by four paths in turn, multipath; NBD only"
+    selector = "round-robin"
 
     def arguments(self, daemon):
-        return f"multipath 0 0 1 1 round-robin 0 4 0 {' '.join([str(daemon.blocks)] * 4)}"
+        return f"multipath 0 0 1 1 {self.selector} 0 4 0 {' '.join([str(daemon.blocks)] * 4)}"
 
 
-class MultipathByLoad(OnOneFile):
+class MultipathByLoad(Multipath):
     name = "thinmap multipath by load"
     words = "the same, the least loaded of four paths (service-time); NBD only"
-
-    def arguments(self, daemon):
-        return f"multipath 0 0 1 1 service-time 0 4 0 {' '.join([str(daemon.blocks)] * 4)}"
+    selector = "service-time"
 
 
 class Mirror(OnOneFile):

@@ -1,4 +1,6 @@
-//! What targets' arguments and lines have in common: numbers as the kernel reads them, and how measurements begin.
+//! What targets' arguments and lines have in common: numbers as the kernel reads them, devices, and how measurements begin.
+
+use thinmap_dm::{ConstructCx, DeviceUse, TableError};
 
 /// A number as `sscanf("%llu%c")` takes it: digits and nothing after. Unlike there, one that does not fit is refused.
 pub(crate) fn parse_u64(word: &str) -> Option<u64> {
@@ -21,6 +23,21 @@ pub(crate) fn parse_u32(word: &str) -> Option<u32> {
 /// A number as `sscanf("%u%c")` takes it. Unlike there, one that does not fit is refused, not cut.
 pub(crate) fn scan_u32(word: &str) -> Option<u32> {
     parse_u64(word).and_then(|number| u32::try_from(number).ok())
+}
+
+/// A device that the table names; `what` is what the kernel says when it cannot be had, and the reason follows.
+pub(crate) fn open_device(
+    cx: &ConstructCx<'_>,
+    target: &str,
+    spec: &str,
+    read_only: bool,
+    what: &str,
+) -> Result<DeviceUse, TableError> {
+    cx.open(target, spec, read_only)
+        .map_err(|error| TableError {
+            reason: format!("{what}: {}", error.reason),
+            ..error
+        })
 }
 
 /// How every measurement line begins that is not empty.

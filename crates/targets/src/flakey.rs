@@ -15,7 +15,7 @@ use thinmap_runtime::Clock;
 use thinmap_units::{BlkStatus, Sector};
 
 use self::features::{Corruption, Features, Writes};
-use crate::args::{parse_u64, scan_u32};
+use crate::args::{open_device, parse_u64, scan_u32};
 
 mod features;
 
@@ -52,10 +52,7 @@ impl TargetType for FlakeyType {
             Some(_) => {}
         }
         let features = Features::parse(features)?;
-        let device = cx.open(NAME, device, false).map_err(|error| TableError {
-            reason: format!("Device lookup failed: {}", error.reason),
-            ..error
-        })?;
+        let device = open_device(cx, NAME, device, false, "Device lookup failed")?;
         Ok(Arc::new(Flakey {
             begin: args.begin,
             len: args.len,

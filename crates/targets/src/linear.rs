@@ -11,7 +11,7 @@ use thinmap_dm::{
 };
 use thinmap_units::{BlkStatus, Sector};
 
-use crate::args::{measured, parse_u64};
+use crate::args::{measured, open_device, parse_u64};
 
 /// The target type.
 pub struct LinearType;
@@ -36,10 +36,7 @@ impl TargetType for LinearType {
         let start = parse_u64(start)
             .map(Sector)
             .ok_or_else(|| TableError::invalid(NAME, "Invalid device sector"))?;
-        let device = cx.open(NAME, device, false).map_err(|error| TableError {
-            reason: format!("Device lookup failed: {}", error.reason),
-            ..error
-        })?;
+        let device = open_device(cx, NAME, device, false, "Device lookup failed")?;
         Ok(Arc::new(Linear {
             begin: args.begin,
             len: args.len,

@@ -37,7 +37,7 @@ use self::features::Features;
 use self::key::KeyWord;
 use self::key_state::{BadKey, KeyState};
 use self::workers::Workers;
-use crate::args::{measured, parse_u64};
+use crate::args::{measured, open_device, parse_u64};
 
 /// The target type.
 pub struct CryptType;
@@ -76,10 +76,7 @@ impl TargetType for CryptType {
         let iv_offset = parse_u64(iv_offset)
             .filter(|offset| offset.is_multiple_of(features.sectors.sectors()))
             .ok_or_else(|| wrong(format!("Invalid iv_offset sector '{iv_offset}'")))?;
-        let device = cx.open(NAME, device, false).map_err(|error| TableError {
-            reason: format!("Device lookup failed: {}", error.reason),
-            ..error
-        })?;
+        let device = open_device(cx, NAME, device, false, "Device lookup failed")?;
         let start = parse_u64(start)
             .map(Sector)
             .ok_or_else(|| wrong(format!("Invalid device sector '{start}'")))?;

@@ -16,7 +16,7 @@ use thinmap_dm::{
 use thinmap_units::{BlkStatus, Sector};
 
 use self::queue::{DelayQueue, QueueRef};
-use crate::args::{parse_u64, scan_u32};
+use crate::args::{open_device, parse_u64, scan_u32};
 
 /// The target type.
 pub struct DelayType;
@@ -84,10 +84,7 @@ impl Class {
         })?;
         let delay = scan_u32(delay)
             .ok_or_else(|| TableError::invalid(NAME, format!("Invalid delay: '{delay}'")))?;
-        let device = cx.open(NAME, device, false).map_err(|error| TableError {
-            reason: format!("Device lookup failed: {}", error.reason),
-            ..error
-        })?;
+        let device = open_device(cx, NAME, device, false, "Device lookup failed")?;
         Ok(Self {
             device,
             start,

@@ -23,6 +23,8 @@ use thinmap_units::{BlkStatus, Sector};
 use self::disk::HEAD_BYTES;
 use self::log::{Log, LogRef};
 
+use crate::args::open_device;
+
 /// The target type.
 pub struct LogWritesType;
 
@@ -44,14 +46,9 @@ impl TargetType for LogWritesType {
         let [device, log_device, ..] = args.argv else {
             return Err(TableError::invalid(NAME, "Invalid argument count"));
         };
-        let open = |spec: &str, what: &str| {
-            cx.open(NAME, spec, false).map_err(|error| TableError {
-                reason: format!("{what} lookup failed: {}", error.reason),
-                ..error
-            })
-        };
-        let device = open(device, "Device")?;
-        let log_device = open(log_device, "Log device")?;
+        let open = |spec: &str, what| open_device(cx, NAME, spec, false, what);
+        let device = open(device, "Device lookup failed")?;
+        let log_device = open(log_device, "Log device lookup failed")?;
         let block_bytes = device.dev.limits().logical_block_size;
         let log = Log::start(cx.env, log_device.dev.clone(), block_bytes).map_err(|error| {
             let errno = error.raw_os_error().unwrap_or(EAGAIN);

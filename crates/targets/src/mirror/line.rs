@@ -18,7 +18,7 @@ use super::legs::{Leg, Legs};
 use super::log::Log;
 use super::set::{MirrorSet, NewSet, SetRef};
 use super::worker::Ask;
-use crate::args::{measured, parse_u64};
+use crate::args::{measured, open_device, parse_u64};
 
 /// The target type `mirror`.
 pub struct MirrorType;
@@ -83,10 +83,7 @@ fn open_leg(place: &[String], cx: &ConstructCx<'_>) -> Result<Leg, TableError> {
         return Err(wrong("Too few mirror arguments"));
     };
     let start = parse_u64(start).ok_or_else(|| wrong("Invalid offset"))?;
-    let device = cx.open(NAME, device, false).map_err(|error| TableError {
-        reason: format!("Device lookup failure: {}", error.reason),
-        ..error
-    })?;
+    let device = open_device(cx, NAME, device, false, "Device lookup failure")?;
     Ok(Leg::new(device, Sector(start)))
 }
 

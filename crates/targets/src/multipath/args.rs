@@ -7,7 +7,7 @@ use thinmap_dm::{ConstructCx, DeviceUse, TableError};
 
 use super::NAME;
 use super::selector::{PathArguments, Selector};
-use crate::args::parse_u64;
+use crate::args::{open_device, parse_u64};
 
 /// Everything a table line says.
 pub(super) struct Arguments {
@@ -164,10 +164,7 @@ impl GroupArguments {
         let [device, arguments @ ..] = words else {
             return Err(invalid("not enough path parameters"));
         };
-        let device = cx.open(NAME, device, false).map_err(|error| TableError {
-            reason: format!("error getting device: {}", error.reason),
-            ..error
-        })?;
+        let device = open_device(cx, NAME, device, false, "error getting device")?;
         if handler.is_some_and(|handler| handler.has_parameters) {
             return Err(handler_refused());
         }

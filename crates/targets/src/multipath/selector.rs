@@ -14,7 +14,7 @@ use thinmap_runtime::Clock;
 
 use super::history::{History, Weights};
 use super::path::Path;
-use crate::args::parse_u64;
+use crate::args::scan_u32;
 
 /// How a group chooses.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -66,8 +66,8 @@ impl Selector {
             "historical-service-time" => {
                 let (base, threshold) = match words {
                     [] => (Weights::BASE_DEFAULT, 0),
-                    [base] => (parse_u32(base)?, 0),
-                    [base, threshold] => (parse_u32(base)?, parse_u32(threshold)?),
+                    [base] => (scan_u32(base)?, 0),
+                    [base, threshold] => (scan_u32(base)?, scan_u32(threshold)?),
                     _ => return None,
                 };
                 (base < Weights::ONE).then_some(Self::HistoricalServiceTime {
@@ -94,13 +94,13 @@ impl Selector {
             throughput: 1,
         };
         if let Some(word) = words.first() {
-            let Some(count) = parse_u32(word) else {
+            let Some(count) = scan_u32(word) else {
                 return wrong("invalid repeat count");
             };
             arguments.repeat_count = count.min(1);
         }
         if let Some(word) = words.get(1) {
-            let Some(throughput) = parse_u32(word).filter(|value| *value <= THROUGHPUT_MAX) else {
+            let Some(throughput) = scan_u32(word).filter(|value| *value <= THROUGHPUT_MAX) else {
                 return wrong("invalid relative_throughput value");
             };
             arguments.throughput = throughput;
@@ -335,10 +335,6 @@ fn is_faster(one: &Load, other: &Load, bytes: u64) -> bool {
     let one_time = (one_load + u128::from(bytes)) * other_rate;
     let other_time = (other_load + u128::from(bytes)) * one_rate;
     one_time < other_time || (one_time == other_time && one_rate > other_rate)
-}
-
-fn parse_u32(word: &str) -> Option<u32> {
-    parse_u64(word).and_then(|number| u32::try_from(number).ok())
 }
 
 const THROUGHPUT_MAX: u32 = 100;

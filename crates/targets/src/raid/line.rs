@@ -19,6 +19,7 @@ use super::metadata::find;
 use super::raid_type;
 use super::setup::{self, Setup};
 use super::sync::Order;
+use crate::args::open_device;
 
 /// The target type `raid`.
 pub struct RaidType;
@@ -81,10 +82,7 @@ fn wrong(reason: impl Into<String>) -> TableError {
 
 /// A device of a line: what is said when it cannot be had.
 fn open(spec: &str, what: &str, cx: &ConstructCx<'_>) -> Result<DeviceUse, TableError> {
-    cx.open(NAME, spec, false).map_err(|error| TableError {
-        reason: format!("{what}: {}", error.reason),
-        ..error
-    })
+    open_device(cx, NAME, spec, false, what)
 }
 
 /// COMPAT: a journal is not supported; its device is looked at first, as there.

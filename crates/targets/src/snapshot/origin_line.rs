@@ -12,6 +12,7 @@ use thinmap_dm::{
 use thinmap_units::{BlkStatus, Sector};
 
 use super::origin::{Origin, Origins};
+use crate::args::open_device;
 
 /// The target type.
 pub struct SnapshotOriginType;
@@ -34,10 +35,7 @@ impl TargetType for SnapshotOriginType {
             let reason = "origin: incorrect number of arguments";
             return Err(TableError::invalid(NAME, reason));
         };
-        let device = cx.open(NAME, device, false).map_err(|error| TableError {
-            reason: format!("Cannot get target device: {}", error.reason),
-            ..error
-        })?;
+        let device = open_device(cx, NAME, device, false, "Cannot get target device")?;
         Ok(Arc::new(SnapshotOrigin {
             len: args.len,
             origin: cx.env.shared.of::<Origins>().of(device.id),

@@ -18,7 +18,7 @@ use thinmap_dm::{
 use thinmap_units::{BlkStatus, Sector};
 
 use self::regions::Regions;
-use crate::args::{parse_u32, scan_u32};
+use crate::args::{open_device, parse_u32, scan_u32};
 
 /// The target type.
 pub struct SwitchType;
@@ -82,10 +82,7 @@ impl Path {
                 "Incorrect number of path arguments",
             ));
         };
-        let device = cx.open(NAME, device, false).map_err(|error| TableError {
-            reason: format!("Device lookup failed: {}", error.reason),
-            ..error
-        })?;
+        let device = open_device(cx, NAME, device, false, "Device lookup failed")?;
         let start = offset(start).map(Sector).ok_or_else(|| {
             TableError::invalid(NAME, format!("Invalid device starting offset: '{start}'"))
         })?;

@@ -18,6 +18,7 @@ use thinmap_thin_metadata::{ErrorKind, Lookup, MayRead};
 use thinmap_units::{BlkStatus, Sector, ThinId, VirtBlock};
 
 pub(crate) use self::origin::OriginRead;
+use crate::args::open_device;
 use crate::thin_pool::Mode;
 use crate::thin_pool::pool::{PoolRef, PoolRegistry, Volume};
 
@@ -108,10 +109,7 @@ fn open(
     spec: &str,
     read_only: bool,
 ) -> Result<DeviceUse, TableError> {
-    cx.open(NAME, spec, read_only).map_err(|error| TableError {
-        reason: format!("{what}: {}", error.reason),
-        ..error
-    })
+    open_device(cx, NAME, spec, read_only, what)
 }
 
 fn parse_id(word: &str) -> Option<ThinId> {

@@ -22,6 +22,7 @@ use super::pool::{Conflict, NewPool, Pool, PoolRef, PoolRegistry};
 use super::tuning::PoolTuning;
 use super::worker::{Binding, PoolActor, Refusal, WorkerState, not_in_this_mode};
 use super::{message, status};
+use crate::args::open_device;
 
 /// Clean metadata blocks kept in memory: 64 MiB.
 const CACHE_BLOCKS: usize = 16384;
@@ -53,12 +54,7 @@ impl TargetType for ThinPoolType {
         cx: &mut ConstructCx<'_>,
     ) -> Result<Arc<dyn Target>, TableError> {
         let parsed = args::parse(args.argv)?;
-        let open = |what: &str, spec: &str| {
-            cx.open(NAME, spec, false).map_err(|error| TableError {
-                reason: format!("{what}: {}", error.reason),
-                ..error
-            })
-        };
+        let open = |what: &str, spec: &str| open_device(cx, NAME, spec, false, what);
         let metadata = open("Error opening metadata block device", &parsed.metadata)?;
         warn_if_too_big(&metadata);
         let data = open("Error getting data device", &parsed.data)?;
