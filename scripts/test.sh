@@ -30,7 +30,15 @@ passed=$(count passed)
 broken=$(count failed)
 skipped=$(grep -c '^SKIP' "$log")
 ignored=$(count ignored)
-grep -E '^test .*\.\.\. FAILED$|^.* --- FAILED$' "$log" | sort -u
+# What each failed test had to say, once more and in short, where it is found without searching.
+grep -E '^test .*\.\.\. FAILED$' "$log" | sort -u | while read -r _ name _; do
+    printf '\n== failed: %s\n' "$name"
+    awk -v begin="---- $name stdout ----" '
+        $0 == begin { on = 1; panicked = 0; next }
+        on && /^---- / { on = 0 }
+        on && /panicked at/ { panicked = 1 }
+        on && panicked && shown < 60 { print substr($0, 1, 600); shown++ }' "$log"
+done
 grep '^SKIP' "$log" | sort | uniq -c
 [ "$failed" = 1 ] && [ "$broken" = 0 ] && broken=1
 printf '\n%d passed, %d failed, %d skipped\n' "$passed" "$broken" "$((skipped + ignored))"

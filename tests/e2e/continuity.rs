@@ -138,8 +138,9 @@ fn take_snapshots(world: &World, stop: &AtomicBool, taken: &AtomicU64) {
         }
         // Until it is gone: the first try may have been cut off after it was done.
         let gone = format!(
-            "for i in $(seq 100); do
-                 if dmsetup info snap > /dev/null 2>&1; then dmsetup remove snap || true; continue; fi
+            "until=$((SECONDS + 60))
+             while [ $SECONDS -lt $until ]; do
+                 if dmsetup info snap > /dev/null 2>&1; then dmsetup remove snap 2> err || sleep 0.05; continue; fi
                  dmsetup message pool 0 'delete {id}' 2> err && exit 0
                  grep -q 'No data available' err && exit 0
                  sleep 0.05

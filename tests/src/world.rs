@@ -163,7 +163,9 @@ impl World {
             .flatten()
             .flatten()
         {
-            if entry.path().extension().is_some_and(|e| e == "log") {
+            let is_log = entry.path().extension().is_some_and(|e| e == "log");
+            // `state.log` is no text for people, and long.
+            if is_log && entry.file_name() != "state.log" {
                 text += &std::fs::read_to_string(entry.path()).unwrap_or_default();
             }
         }
