@@ -126,6 +126,9 @@ fn serve(config: &Config, link: Option<Arc<KeeperLink>>) -> Result<(), RunError>
         Ending::Upgrade => {
             tracing::info!("making way for the next daemon");
             running.leave();
+            if let Some(nbd) = &*daemon.nbd.read() {
+                nbd.leave(LEAVE_PATIENCE);
+            }
             daemon.block_nodes.leave(LEAVE_PATIENCE);
             // What is open, claimed or mounted here stays as it is.
             std::process::exit(UPGRADE_EXIT);

@@ -10,12 +10,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use nbd_support::{Fixture, HandDevice, MIB, eventually, request};
+use nbd_support::{Client, Fixture, HandDevice, MIB, eventually, request};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use thinmap_block::backing::{FileDevice, MemoryDevice, OpenMode};
 use thinmap_block::{BlockDevice, Io, QueueLimits};
-use thinmap_exports::nbd::{NbdConfig, NbdServer, NbdServerError, TcpConfig};
+use thinmap_exports::nbd::{
+    NbdConfig, NbdExport, NbdServer, NbdServerError, NbdSockets, TcpConfig,
+};
 use thinmap_units::Sector;
 
 #[test]
@@ -449,4 +451,38 @@ fn tcp_beyond_loopback_needs_tls() {
     let mut greeting = [0; 18];
     stream.read_exact(&mut greeting).unwrap();
     assert_eq!(greeting[..8], *b"NBDMAGIC");
+}
+
+#[test]
+fn a_server_that_makes_way_ends_handshakes_and_leaves_who_comes_then_to_the_next() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("nbd.sock");
+    let config = NbdConfig {
+        unix: Some(path.clone()),
+        ..NbdConfig::default()
+    };
+    let sockets = NbdSockets::open(&config).unwrap();
+    let kept = NbdSockets {
+        unix: Some(sockets.unix.as_ref().unwrap().try_clone().unwrap()),
+        tcp: None,
+    };
+    let serve = |sockets| {
+        let export = NbdExport {
+            name: "disk".to_owned(),
+            device: Arc::new(MemoryDevice::new(Sector(8))),
+            read_only: false,
+        };
+        NbdServer::serve(config.clone(), sockets, vec![export]).unwrap()
+    };
+    let first = serve(sockets);
+    let mut early = Client::new(UnixStream::connect(&path).unwrap());
+    early.hello();
+    first.leave(Duration::ZERO);
+    assert_eq!(early.go("disk", &[]), 1);
+    // Its last handshake has ended, so it has, too.
+    first.leave(Duration::from_secs(60));
+    let mut late = Client::new(UnixStream::connect(&path).unwrap());
+    let _second = serve(kept);
+    late.hello();
+    assert_eq!(late.go("disk", &[]), 1);
 }

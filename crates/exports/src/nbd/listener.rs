@@ -68,6 +68,8 @@ pub struct Listener {
     pub queues: Vec<Arc<QueueShared>>,
     pub waker: Arc<Waker>,
     pub reaper: Arc<Reaper>,
+    /// No new clients; the listener ends with the last handshake.
+    pub leaving: Arc<AtomicBool>,
     /// The listener may go: no new clients, those in the handshake are dropped. Draining is still watched
     /// until `ended`.
     pub stopping: Arc<AtomicBool>,
@@ -78,7 +80,7 @@ pub struct Listener {
 }
 
 impl Listener {
-    /// Runs until `ended`.
+    /// Runs until `ended`, or is `leaving` and done.
     pub fn run(mut self) {
         let mut clients: Vec<Client> = Vec::new();
         let mut accept_after = None;
@@ -87,6 +89,12 @@ impl Listener {
             if self.stopping.load(Ordering::Acquire) {
                 clients.clear();
                 self.doors.clear();
+            }
+            if self.leaving.load(Ordering::Acquire) {
+                self.doors.clear();
+                if clients.is_empty() {
+                    return;
+                }
             }
             let ready = self.wait(&clients, accept_after);
             let now = Instant::now();

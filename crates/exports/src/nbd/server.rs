@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::event::epoll;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
@@ -153,6 +153,7 @@ pub struct NbdServer {
     queues: Vec<(Arc<QueueShared>, QueueHandle)>,
     listener: Option<JoinHandle<()>>,
     listener_waker: Arc<Waker>,
+    leaving: Arc<AtomicBool>,
     stopping: Arc<AtomicBool>,
     ended: Arc<AtomicBool>,
     extents: Option<JoinHandle<()>>,
@@ -196,6 +197,7 @@ impl NbdServer {
             queues: Vec::new(),
             listener: None,
             listener_waker,
+            leaving: Arc::default(),
             stopping: Arc::default(),
             ended: Arc::default(),
             extents: Some(extents),
@@ -225,6 +227,7 @@ impl NbdServer {
             queues: server.queues.iter().map(|(q, _)| q.clone()).collect(),
             waker: server.listener_waker.clone(),
             reaper,
+            leaving: server.leaving.clone(),
             stopping: server.stopping.clone(),
             ended: server.ended.clone(),
             handshake_timeout: config.handshake_timeout,
@@ -288,6 +291,18 @@ impl NbdServer {
     /// The TCP address in use, with the port that was picked.
     pub fn tcp_addr(&self) -> Option<SocketAddr> {
         self.tcp_addr
+    }
+
+    /// Makes way for a successor on the same sockets: takes no more clients, so that they wait for it, and gives those in the
+    /// handshake up to `patience` to end it. Clients connect again when they lose a connection, but not when they never had one.
+    pub fn leave(&self, patience: Duration) {
+        self.leaving.store(true, Ordering::Release);
+        self.listener_waker.wake();
+        let until = Instant::now() + patience;
+        let is_over = |listener: &JoinHandle<()>| listener.is_finished();
+        while !self.listener.as_ref().is_none_or(is_over) && Instant::now() < until {
+            std::thread::sleep(LEAVE_LOOK);
+        }
     }
 
     /// Stops: no new clients, everything in flight answered, connections closed, the socket's path removed.
@@ -437,3 +452,4 @@ impl BoundPath {
 
 const NAME_BYTES_MAX: usize = 4096;
 const BACKLOG: i32 = 128;
+const LEAVE_LOOK: Duration = Duration::from_millis(1);

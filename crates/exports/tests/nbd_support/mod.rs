@@ -85,7 +85,7 @@ pub struct Client<S = UnixStream> {
 }
 
 impl Client {
-    fn new(stream: UnixStream) -> Self {
+    pub fn new(stream: UnixStream) -> Self {
         stream
             .set_read_timeout(Some(Duration::from_secs(20)))
             .unwrap();
