@@ -48,8 +48,10 @@ pub(super) fn new(shape: &Shape) -> Result<Arc<dyn Level>, String> {
         ));
     };
     let cache = Sector(u64::from(shape.stripe_cache) * UNIT.raw());
+    let engine = Engine::new(shape.members.clone(), geometry, cache);
     Ok(Arc::new(Parity {
-        engine: Engine::new(shape.members.clone(), geometry, cache),
+        straight: Arc::new(Straight(engine.clone())),
+        engine,
         len: Sector(shape.member_len.raw() / shape.chunk.raw() * shape.chunk.raw()),
     }))
 }
@@ -57,6 +59,7 @@ pub(super) fn new(shape: &Shape) -> Result<Arc<dyn Level>, String> {
 /// See the module.
 struct Parity {
     engine: Arc<Engine>,
+    straight: Arc<Straight>,
     /// Used of each member.
     len: Sector,
 }
@@ -74,7 +77,7 @@ impl Level for Parity {
                 {
                     return self.engine.begin(io);
                 }
-                io.push_end_io(Arc::new(Straight(self.engine.clone())), io.sector.raw());
+                io.push_end_io(self.straight.clone(), io.sector.raw());
                 io.sector = place.sector;
                 self.engine.members.submit(place.member, io);
             }
