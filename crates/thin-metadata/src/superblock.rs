@@ -76,6 +76,11 @@ fn u64_at(bytes: &BlockBytes, at: usize) -> u64 {
 }
 
 impl Superblock {
+    /// Whether a pool can have data blocks of so many sectors: multiples of 64 KiB, up to 1 GiB.
+    pub fn is_data_block_size(sectors: u32) -> bool {
+        (128..=2_097_152).contains(&sectors) && sectors.is_multiple_of(128)
+    }
+
     /// A fresh pool's superblock; the roots are still to be set.
     pub(crate) fn new(data_block_size: Sector, metadata_nr_blocks: u64) -> Self {
         Self {

@@ -99,6 +99,29 @@ fn features_that_nobody_knows_are_refused_before_anything_is_written() {
 }
 
 #[test]
+fn a_data_block_size_that_no_pool_has_is_asked_for() {
+    let case = Case::new();
+    let mut superblock = *Raw(&case.before).block(0).first_chunk::<4096>().unwrap();
+    let size = u32::from_le_bytes(superblock[336..340].try_into().unwrap());
+    superblock[336..340].copy_from_slice(&232u32.to_le_bytes());
+    seal(BlockKind::Superblock, 0, &mut superblock);
+    let file = std::fs::File::options().write(true).open(&case.pool);
+    file.unwrap().write_all_at(&superblock, 0).unwrap();
+    let before = std::fs::read(&case.output).unwrap();
+    let refused = case.repair(&RepairOptions::default()).unwrap_err();
+    let text = refused.to_string();
+    assert!(text.contains("data blocks of 232 sectors"), "{text}");
+    assert_eq!(std::fs::read(&case.output).unwrap(), before);
+    let given = RepairOptions {
+        data_block_size: Some(size),
+        ..RepairOptions::default()
+    };
+    case.repair(&given).unwrap();
+    let after = std::fs::read(&case.output).unwrap();
+    assert_eq!(Raw(&after).volumes(), Raw(&case.before).volumes());
+}
+
+#[test]
 fn leaves_below_a_damaged_root_are_found_again() {
     let case = Case::new();
     let (root, _) = origin(&case.before, 0);

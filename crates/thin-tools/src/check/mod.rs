@@ -94,7 +94,7 @@ fn check_superblock(superblock: &Superblock, image: &Image, findings: &Findings)
         fatal(format!("has version {}, not 1 or 2", superblock.version));
     }
     let size = superblock.data_block_size;
-    if size == 0 || !size.is_multiple_of(128) || size > 2_097_152 {
+    if !Superblock::is_data_block_size(size) {
         fatal(format!(
             "has data blocks of {size} sectors; a multiple of 128 up to 2097152 is possible"
         ));

@@ -4,6 +4,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use clap::{Arg, ArgMatches, Command};
+use thinmap_thin_metadata::Superblock;
 
 use super::options::{json_arg, override_args, overrides, quiet_arg};
 use super::{Invocation, Parsed, parse};
@@ -54,8 +55,8 @@ fn perform(matches: &ArgMatches) -> Result<(), Box<dyn std::error::Error>> {
         );
     }
     let given = overrides(matches);
-    let is_possible = |size: u32| size > 0 && size.is_multiple_of(128) && size <= 2_097_152;
-    if given.data_block_size.is_some_and(|size| !is_possible(size)) {
+    let is_impossible = |size: u32| !Superblock::is_data_block_size(size);
+    if given.data_block_size.is_some_and(is_impossible) {
         return Err("--data-block-size: a multiple of 128 sectors, up to 2097152".into());
     }
     let (quiet, json) = (matches.get_flag("quiet"), matches.get_flag("json"));

@@ -54,17 +54,32 @@ pub(super) fn find(
                 ),
             ));
         }
+        let data_block_size = match Some(superblock.data_block_size).filter(is_possible) {
+            Some(size) => size,
+            None => {
+                let copy = newest_copy(walk, scan);
+                data_block_size(options, copy.as_ref()).ok_or_else(|| {
+                    let what = format!(
+                        "the superblock has data blocks of {} sectors, which no pool can have; give --data-block-size \
+                         (sectors, as in the pool's table line)",
+                        superblock.data_block_size
+                    );
+                    MetadataError::new(ErrorKind::Inval, what)
+                })?
+            }
+        };
+        let superblock = Superblock {
+            data_block_size,
+            ..superblock
+        };
         return Ok((superblock, Origin::Live));
     }
     let copy = newest_copy(walk, scan);
-    let data_block_size = options
-        .data_block_size
-        .or(copy.as_ref().map(|c| c.data_block_size))
-        .ok_or_else(|| {
-            let what = "the superblock is lost and with it the data block size; give --data-block-size \
-                        (sectors, as in the pool's table line), and --transaction-id and --nr-data-blocks if known";
-            MetadataError::new(ErrorKind::Inval, what)
-        })?;
+    let data_block_size = data_block_size(options, copy.as_ref()).ok_or_else(|| {
+        let what = "the superblock is lost and with it the data block size; give --data-block-size \
+                    (sectors, as in the pool's table line), and --transaction-id and --nr-data-blocks if known";
+        MetadataError::new(ErrorKind::Inval, what)
+    })?;
     let (top, details) = best_roots(walk, scan)?;
     let age = age_of(&collect_details(walk, details));
     Ok((
@@ -87,6 +102,16 @@ pub(super) fn find(
         },
         Origin::Scanned,
     ))
+}
+
+/// What stands in for a data block size that is lost, in sectors.
+fn data_block_size(options: &RepairOptions, copy: Option<&Superblock>) -> Option<u32> {
+    let copied = copy.map(|copy| copy.data_block_size).filter(is_possible);
+    options.data_block_size.or(copied)
+}
+
+fn is_possible(data_block_size: &u32) -> bool {
+    Superblock::is_data_block_size(*data_block_size)
 }
 
 fn newest_copy(walk: &Walk<'_>, scan: &Scan) -> Option<Superblock> {

@@ -76,7 +76,7 @@ impl<'a> PoolWriter<'a> {
             ));
         }
         let block_size = facts.data_block_size;
-        if !(128..=2_097_152).contains(&block_size) || !block_size.is_multiple_of(128) {
+        if !Superblock::is_data_block_size(block_size) {
             return refuse(format!(
                 "a data block of {block_size} sectors: 128 to 2097152 in steps of 128 are possible"
             ));
