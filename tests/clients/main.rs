@@ -14,6 +14,7 @@ mod lvm2;
 mod lvm2_change;
 mod lvm2_exchange;
 mod lvm2_mirror;
+mod lvm2_pvmove;
 mod lvm2_raid;
 mod lvm2_snapshot;
 mod lvm2_thin;

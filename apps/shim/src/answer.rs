@@ -30,6 +30,10 @@ impl Failure for *mut libc::FILE {
     const FAILED: Self = std::ptr::null_mut();
 }
 
+impl Failure for *mut libc::DIR {
+    const FAILED: Self = std::ptr::null_mut();
+}
+
 /// Fails as libc does.
 pub fn fail<T: Failure>(errno: Errno) -> T {
     set_errno(errno.raw_os_error());

@@ -3,7 +3,7 @@
 use std::ffi::CStr;
 use std::os::fd::IntoRawFd;
 
-use libc::{FILE, c_char, c_int, mode_t};
+use libc::{DIR, FILE, c_char, c_int, mode_t};
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 use thinmap_interpose::Face;
@@ -19,6 +19,8 @@ stand_before! {
     __open_2, __open64_2 => open_path_checked(path: *const c_char, flags: c_int) -> c_int;
     __openat_2, __openat64_2 => open_path_at_checked(dir: c_int, path: *const c_char, flags: c_int) -> c_int;
     fopen, fopen64 => open_stream(path: *const c_char, mode: *const c_char) -> *mut FILE;
+    // libc's own opens by another name inside.
+    opendir => open_directory(path: *const c_char) -> *mut DIR;
 }
 
 unsafe fn open_path(
@@ -85,6 +87,22 @@ unsafe fn open_stream(
     };
     // SAFETY: the caller's path, as fopen asks for it.
     unsafe { face_or_pass(next, path, open_stream) }
+}
+
+unsafe fn open_directory(next: impl Fn() -> *mut DIR, path: *const c_char) -> *mut DIR {
+    let open_directory = |face: &Face| {
+        let fd = open_face(face, OFlags::DIRECTORY | OFlags::CLOEXEC)?.into_raw_fd();
+        // SAFETY: a descriptor of our own.
+        let directory = unsafe { libc::fdopendir(fd) };
+        if directory.is_null() {
+            // SAFETY: nobody else has it.
+            unsafe { libc::close(fd) };
+            return Err(Errno::from_raw_os_error(errno()));
+        }
+        Ok(directory)
+    };
+    // SAFETY: the caller's path, as opendir asks for it.
+    unsafe { face_or_pass(next, path, open_directory) }
 }
 
 /// What of fopen's mode concerns how the file is opened and does not come with `fdopen`.

@@ -7,6 +7,7 @@ use std::path::Path;
 use rustix::fs::{Access, MemfdFlags, OFlags, SealFlags, SeekFrom};
 use rustix::io::Errno;
 
+use crate::holders;
 use crate::proc_files;
 use crate::sysfs;
 use crate::world::{CONTROL_MAJOR, CONTROL_MINOR, World};
@@ -15,6 +16,7 @@ const PROC_MISC: &[u8] = b"/proc/misc";
 const PROC_DEVICES: &[u8] = b"/proc/devices";
 const S_IFCHR: u32 = 0o020_000;
 const S_IFREG: u32 = 0o100_000;
+const S_IFDIR: u32 = 0o040_000;
 
 /// What stands at a path in place of what the kernel has there.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -23,6 +25,8 @@ pub enum Face {
     Control,
     /// A read-only file with these bytes.
     Text(Vec<u8>),
+    /// A directory with entries of these names.
+    Directory(Vec<String>),
 }
 
 /// What `stat` tells of a face.
@@ -43,13 +47,15 @@ impl Face {
         match self {
             Self::Control => file(S_IFCHR | 0o600, CONTROL_MAJOR, CONTROL_MINOR),
             Self::Text(_) => file(S_IFREG | 0o444, 0, 0),
+            Self::Directory(_) => file(S_IFDIR | 0o555, 0, 0),
         }
     }
 
     /// Whether `access` grants `mode` (R_OK, W_OK, X_OK) on it.
     pub fn grants(&self, mode: Access) -> bool {
-        let writes_text = mode.contains(Access::WRITE_OK) && *self != Self::Control;
-        !writes_text && !mode.contains(Access::EXEC_OK)
+        let is_directory = matches!(self, Self::Directory(_));
+        let may_write = *self == Self::Control || !mode.contains(Access::WRITE_OK);
+        may_write && (is_directory || !mode.contains(Access::EXEC_OK))
     }
 
     /// Opens what it shows in `world`, always to be closed at an exec.
@@ -59,10 +65,11 @@ impl Face {
         if flags.contains(OFlags::CREATE | OFlags::EXCL) {
             return Err(Errno::EXIST);
         }
-        if flags.contains(OFlags::DIRECTORY) {
+        if flags.contains(OFlags::DIRECTORY) && !matches!(self, Self::Directory(_)) {
             return Err(Errno::NOTDIR);
         }
         match self {
+            Self::Directory(names) => holders::directory(names),
             Self::Control => {
                 let fd = world.open_control()?;
                 if flags.contains(OFlags::NONBLOCK) {
@@ -95,6 +102,7 @@ impl World {
         let in_sysfs = bytes.starts_with(b"/sys/")
             && path.parent().is_some_and(|parent| parent.ends_with("dm"));
         self.is_control(path)
+            || holders::concerns(path)
             || bytes == PROC_MISC
             || bytes == PROC_DEVICES
             || in_sysfs
@@ -118,6 +126,9 @@ impl World {
     pub fn face_of_missing(&self, path: &Path) -> Option<Face> {
         if self.is_control(path) {
             return Some(Face::Control);
+        }
+        if let Some(names) = holders::holders(self, path) {
+            return Some(Face::Directory(names));
         }
         sysfs::attribute(self, path).map(Face::Text)
     }

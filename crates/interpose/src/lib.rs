@@ -11,6 +11,7 @@ mod capability;
 mod cookie;
 mod face;
 mod foreign;
+mod holders;
 mod ioctl;
 mod keyring;
 mod proc_files;
