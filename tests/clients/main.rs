@@ -21,3 +21,4 @@ mod lvm2_thin;
 mod multipath;
 mod static_program;
 mod support;
+mod veritysetup;

@@ -15,7 +15,7 @@ use thinmap_units::{BlkStatus, Sector};
 
 use super::engine::{Engine, STACK_BYTES};
 use super::features::Features;
-use super::workers::{Job, Workers};
+use crate::workers::{Job, Workers};
 
 /// What requests need to know of a mapping.
 pub(super) struct Data {

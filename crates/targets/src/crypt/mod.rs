@@ -16,7 +16,6 @@ mod key;
 mod key_state;
 #[cfg(test)]
 mod tests;
-mod workers;
 mod xts;
 
 use std::sync::Arc;
@@ -36,8 +35,8 @@ use self::data::{Buffers, Data};
 use self::features::Features;
 use self::key::KeyWord;
 use self::key_state::{BadKey, KeyState};
-use self::workers::Workers;
 use crate::args::{measured, open_device, parse_u64};
+use crate::workers::Workers;
 
 /// The target type.
 pub struct CryptType;

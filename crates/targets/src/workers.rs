@@ -1,4 +1,4 @@
-//! Threads that share the work on large requests.
+//! Threads that share the work of encrypting and hashing large requests.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -9,12 +9,12 @@ use thinmap_dm::Environment;
 use thinmap_runtime::{Actor, ActorHandle, NextTurn};
 
 /// A part of some request's work; any thread may run it.
-pub(super) type Job = Box<dyn FnOnce() + Send>;
+pub(crate) type Job = Box<dyn FnOnce() + Send>;
 
-/// The process's crypt threads, started with the first crypt device. One for each processor but the one that brings
+/// The process's workers, started with the first device that needs them. One for each processor but the one that brings
 /// the request.
 #[derive(Default)]
-pub(super) struct Workers {
+pub(crate) struct Workers {
     inbox: Arc<Inbox>,
     handles: Mutex<Vec<ActorHandle>>,
 }
@@ -24,17 +24,17 @@ struct Inbox(Mutex<VecDeque<Job>>);
 
 impl Workers {
     /// Those of the process, running.
-    pub(super) fn of(env: &Environment) -> Arc<Self> {
+    pub(crate) fn of(env: &Environment) -> Arc<Self> {
         let workers: Arc<Self> = env.shared.of();
         let mut handles = workers.handles.lock();
         if handles.is_empty() {
             let processors = std::thread::available_parallelism().map_or(1, usize::from);
             for nr in 1..processors.min(WORKERS_MAX + 1) {
                 let worker = Arc::new(Worker(workers.inbox.clone()));
-                match env.spawner.spawn(&format!("thinmap-crypt{nr}"), worker) {
+                match env.spawner.spawn(&format!("thinmap-work{nr}"), worker) {
                     Ok(handle) => handles.push(handle),
                     Err(error) => {
-                        tracing::warn!(%error, "fewer threads for encryption");
+                        tracing::warn!(%error, "fewer threads for encryption and hashing");
                         break;
                     }
                 }
@@ -45,12 +45,12 @@ impl Workers {
     }
 
     /// How many there are.
-    pub(super) fn count(&self) -> usize {
+    pub(crate) fn count(&self) -> usize {
         self.handles.lock().len()
     }
 
     /// Has one job run for each of the first workers.
-    pub(super) fn share(&self, jobs: impl Iterator<Item = Job>) {
+    pub(crate) fn share(&self, jobs: impl Iterator<Item = Job>) {
         let mut inbox = self.inbox.0.lock();
         inbox.extend(jobs);
         let waiting = inbox.len();
@@ -78,7 +78,7 @@ impl Actor for Worker {
     /// The job's request fails as it is dropped. The other jobs only help: who brought their requests does the work alone.
     fn panicked(&self) {
         self.0.0.lock().clear();
-        tracing::error!("a crypt worker ended by a panic");
+        tracing::error!("a worker for encryption and hashing ended by a panic");
     }
 }
 
