@@ -176,6 +176,27 @@ RAID = [
     Row("raid5-seqwrite", Job("write", bs=MIB, depth=SEQUENTIAL_DEPTH), PARITY, unit=MIB_S),
 ]
 
+# A tag for each block read or written; a write by way of the journal is two.
+TAGGED = ("thinmap integrity", "thinmap integrity journal", "thinmap linear")
+INTEGRITY = [
+    Row("integrity-randread-d32", READ, TAGGED),
+    Row("integrity-randwrite-d32", WRITE, TAGGED),
+    Row("integrity-seqread", Job("read", bs=MIB, depth=SEQUENTIAL_DEPTH), TAGGED, unit=MIB_S),
+    Row("integrity-seqwrite", Job("write", bs=MIB, depth=SEQUENTIAL_DEPTH), TAGGED, unit=MIB_S),
+]
+# SHA-256 of all that is read.
+VERIFIED = ("thinmap verity", "thinmap linear")
+VERITY = [
+    Row("verity-randread-d32", READ, VERIFIED),
+    Row("verity-seqread", Job("read", bs=MIB, depth=SEQUENTIAL_DEPTH), VERIFIED, unit=MIB_S),
+]
+# Cache and origin are equally fast here: the price of looking, never the gain.
+CACHED = ("thinmap writecache", "thinmap cache", "thinmap linear")
+CACHES = [
+    Row("cache-randread-d32", READ, CACHED),
+    Row("cache-randwrite-d32", WRITE, CACHED),
+]
+
 MANY, FEW = "16 million mapped", "16 mapped"
 REFLINKS = ("thinmap", "xfs reflink", "btrfs reflink")
 CASES = [
@@ -200,4 +221,4 @@ TUNING = [
     Row("tuning-qcow2-snapwrite", FIRST, ("qemu qcow2", "qemu qcow2 threads", "qemu qcow2 buffered"), SNAPSHOT),
 ]
 
-ROWS = [*_nbd_rows(), *_device_rows(), *SCALE, *THICK, *CRYPT, *RAID, *MIRROR, *MULTIPATH, *CASES]
+ROWS = [*_nbd_rows(), *_device_rows(), *SCALE, *THICK, *CRYPT, *RAID, *MIRROR, *MULTIPATH, *INTEGRITY, *VERITY, *CACHES, *CASES]

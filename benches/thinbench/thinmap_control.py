@@ -14,6 +14,7 @@ _HEADER = struct.Struct("=3I I I I i I I I Q 128s 129s 7x")
 _SPEC = struct.Struct("=Q Q I I 16s")
 _MAGIC, _KIND_IOCTL = b"TMC1", 1
 _CREATE, _REMOVE, _SUSPEND, _LOAD, _STATUS, _MESSAGE = 3, 4, 6, 9, 12, 14
+_FLAG_READ_ONLY = 1 << 0
 _FLAG_SUSPEND = 1 << 1
 _BUFFER_BYTES = 16 << 10
 
@@ -28,14 +29,14 @@ class Control:
     def close(self):
         self.socket.close()
 
-    def create(self, name, length, target):
+    def create(self, name, length, target, read_only=False):
         """A device with a live table of one line; `length` in sectors, `target` is its type and arguments."""
         self._call(_CREATE, name)
         kind, _, arguments = target.partition(" ")
         text = arguments.encode() + b"\0"
         text += bytes(-len(text) % 8)
         spec = _SPEC.pack(0, length, 0, _SPEC.size + len(text), kind.encode())
-        self._call(_LOAD, name, spec + text, targets=1)
+        self._call(_LOAD, name, spec + text, flags=_FLAG_READ_ONLY if read_only else 0, targets=1)
         self._call(_SUSPEND, name)
 
     def remove(self, name):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ..jobs import BLOCK, MIB, Target
 from ..thinmap_control import Control
-from ..world import Failure, server, sparse, wait_until
+from ..world import Failure, run as run_program, server, sparse, wait_until
 from .base import EMPTY, FILLED, SNAPSHOT, Side, connect
 
 SECTOR = 512
@@ -237,4 +237,62 @@ class Mirror(OnOneFile):
         return f"mirror disk 3 {log} 1024 nosync 2 {daemon.blocks} 0 {leg} 0 1 handle_errors"
 
 
-SIDES = [Crypt, Raid5, Linear, Mirror, Multipath, MultipathByLoad, ThinmapNbd, ThinmapDevice, NoSnapshot, ManySnapshots, DeepChain]
+class Integrity(OnOneFile):
+    name = "thinmap integrity"
+    words = "integrity on a file: crc32c for each 4096 bytes, written directly (D); NBD only"
+    mode = "D"
+
+    def arguments(self, daemon):
+        disk = daemon.data / "disk"
+        # With room for tags (1 in 1,024), journal and superblock.
+        sparse(disk, self.size + self.size // 256 + 64 * MIB)
+        return f"integrity {disk} 0 - {self.mode} 2 internal_hash:crc32c block_size:4096"
+
+
+class IntegrityJournal(Integrity):
+    name = "thinmap integrity journal"
+    words = "the same, data and tags by way of the journal (J); NBD only"
+    mode = "J"
+
+
+class Verity(OnOneFile):
+    name = "thinmap verity"
+    words = "verity on a file and its tree in another: SHA-256, blocks of 4096 bytes; NBD only"
+
+    def start(self, stack, run, data, state):
+        daemon = Daemon(stack, run, data, self.size, nbd_only=True)
+        daemon.control.create("plain", self.size // SECTOR, f"linear {daemon.blocks} 0")
+        self.fill(daemon.target("plain", "nbd"), run)
+        daemon.control.remove("plain")
+        said = run_program("veritysetup", "format", daemon.blocks, data / "tree")
+        facts = dict(line.split(":", 1) for line in said.splitlines() if ":" in line)
+        root, salt = facts["Root hash"].strip(), facts["Salt"].strip()
+        blocks = self.size // 4096
+        # The tree begins behind veritysetup's superblock.
+        line = f"verity 1 {daemon.blocks} {data / 'tree'} 4096 4096 {blocks} 1 sha256 {root} {salt}"
+        daemon.control.create("volume", self.size // SECTOR, line, read_only=True)
+        return daemon.target("volume", "nbd")
+
+
+class Writecache(OnOneFile):
+    name = "thinmap writecache"
+    words = "writecache of type s on two files, all of the data in the cache; NBD only"
+
+    def arguments(self, daemon):
+        cache = daemon.data / "cache"
+        sparse(cache, 2 * self.size + 64 * MIB)
+        return f"writecache s {daemon.blocks} {cache} 4096 2 high_watermark 100"
+
+
+class Cache(OnOneFile):
+    name = "thinmap cache"
+    words = "cache on three files, writeback, smq, blocks of 256 KiB, as large as its origin; NBD only"
+
+    def arguments(self, daemon):
+        metadata, cache = daemon.data / "metadata", daemon.data / "cache"
+        sparse(metadata, 16 * MIB)
+        sparse(cache, self.size)
+        return f"cache {metadata} {cache} {daemon.blocks} 512 1 writeback smq 0"
+
+
+SIDES = [Cache, Crypt, Integrity, IntegrityJournal, Raid5, Linear, Mirror, Multipath, MultipathByLoad, Verity, Writecache, ThinmapNbd, ThinmapDevice, NoSnapshot, ManySnapshots, DeepChain]
