@@ -17,6 +17,7 @@ mod lvm2_mirror;
 mod lvm2_raid;
 mod lvm2_snapshot;
 mod lvm2_thin;
+mod lvm2_writecache;
 mod multipath;
 mod static_program;
 mod support;

@@ -9,6 +9,7 @@ mod exchange_crypt;
 mod exchange_raid;
 mod mirrors;
 mod snapshots;
+mod writecache;
 
 use std::fs;
 use std::path::Path;

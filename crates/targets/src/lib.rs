@@ -22,6 +22,7 @@ mod switch;
 mod thin;
 mod thin_pool;
 mod unstriped;
+mod writecache;
 mod zero;
 
 use thinmap_dm::TargetType;
@@ -44,12 +45,14 @@ pub use switch::SwitchType;
 pub use thin::ThinType;
 pub use thin_pool::{PoolTuning, Sizes, ThinPoolType};
 pub use unstriped::UnstripedType;
+pub use writecache::WritecacheType;
 pub use zero::ZeroType;
 
 /// Every target there is, in the order in which `dmsetup targets` lists them.
 ///
 /// COMPAT: the kernel lists what was registered last first: modules before the built-in targets.
 pub static ALL: &[&dyn TargetType] = &[
+    &WritecacheType,
     &CloneType,
     &EraType,
     &SwitchType,
