@@ -15,10 +15,12 @@ use std::sync::atomic::Ordering;
 
 use power::Machine;
 use rand::rngs::SmallRng;
+use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
+use support::delayed::Delayed;
 use support::*;
 use thinmap_block::backing::MemoryDevice;
-use thinmap_block::{BlockDevice, IoFlags, Op, submit_and_wait};
+use thinmap_block::{BlockDevice, EndIo, Io, IoFlags, Op, submit_and_wait};
 use thinmap_dm::MappedDevice;
 use thinmap_runtime::IoBuf;
 use thinmap_units::{BlkStatus, Sector};
@@ -130,42 +132,148 @@ fn put(dev: &dyn BlockDevice, image: &[u8]) {
     assert!(write_at(dev, 0, image).is_ok());
 }
 
+/// Disks as they were found, and a line on them.
+fn again(
+    seed: u64,
+    images: &[Vec<u8>],
+    allowed: Notes,
+    table: &str,
+) -> (Arc<Machine<Notes>>, Arc<World>, Arc<MappedDevice>) {
+    let machine = Machine::new(seed, &[SIZE, CACHE], allowed.clone());
+    let world = World::new();
+    for (disk, (name, image)) in ["o", "c"].into_iter().zip(images).enumerate() {
+        put(&*machine.disk(disk), image);
+        assert!(request(&*machine.disk(disk), Op::Flush, 0, 0).is_ok());
+        world.add(name, machine.disk(disk));
+    }
+    let dev = world.live("one", table);
+    check(seed, &*dev, &allowed);
+    // What was found stays.
+    let (found, _) = read_bytes(&*dev, 0, SIZE);
+    machine.note(|notes| {
+        for (sector, bytes) in notes.iter_mut().zip(found.chunks(512)) {
+            *sector = vec![bytes[100]];
+        }
+    });
+    (machine, world, dev)
+}
+
 #[test]
 fn what_was_flushed_is_there_after_a_power_cut_at_any_request() {
     for seed in 0..seeds() {
         let block = [8, 8, 1][seed as usize % 3];
         let mut rng = SmallRng::seed_from_u64(seed);
+        let table = table(seed, block);
+        let mut images = vec![data(0, SIZE, 0), vec![0; CACHE as usize * 512]];
+        let mut allowed = vec![vec![0]; SIZE as usize];
+        // Several cuts: what one has left must not come back after the next.
+        for _ in 0..3 {
+            let (machine, _world, dev) = again(seed, &images, allowed, &table);
+            machine.cut_in(rng.random_range(0..300));
+            while !machine.is_cut() {
+                live_on(&machine, &dev, block, &mut rng);
+            }
+            (images, allowed) = machine.found();
+        }
+        let (machine, _world, dev) = again(seed, &images, allowed, &table);
+        assert_eq!(status(&dev)[0], 0, "seed {seed}");
+        let before = read_bytes(&*dev, 0, SIZE).0;
+        message(&dev, "flush").unwrap();
+        let origin = machine.disk(0);
+        assert!(read_bytes(&*origin, 0, SIZE).0 == before, "seed {seed}");
+    }
+}
+
+/// Many requests at once, on disks that end them in any order: a flush covers what had ended when it came.
+#[test]
+fn requests_beside_each_other_and_a_power_cut() {
+    for seed in 0..seeds() / 3 {
+        let mut rng = SmallRng::seed_from_u64(seed);
+        let table = table(seed, 8);
         let machine = Machine::new(seed, &[SIZE, CACHE], vec![vec![0]; SIZE as usize]);
         put(&*machine.disk(0), &data(0, SIZE, 0));
         assert!(request(&*machine.disk(0), Op::Flush, 0, 0).is_ok());
         let world = World::new();
-        world.add("o", machine.disk(0));
-        world.add("c", machine.disk(1));
+        world.add("o", Delayed::new(machine.disk(0), seed));
+        world.add("c", Delayed::new(machine.disk(1), seed));
+        let dev = world.live("one", &table);
         machine.cut_in(rng.random_range(0..600));
-        let dev = world.live("one", &table(seed, block));
         while !machine.is_cut() {
-            live_on(&machine, &dev, block, &mut rng);
+            let mut blocks: Vec<u64> = (0..BLOCKS).collect();
+            blocks.shuffle(&mut rng);
+            blocks.truncate(rng.random_range(1..20));
+            let version = rng.random_range(1..=255);
+            let mut before = Vec::new();
+            machine.note(|notes| {
+                before = notes.iter().map(|sector| *sector.last().unwrap()).collect();
+                for block in &blocks {
+                    notes[*block as usize * 8..][..8]
+                        .iter_mut()
+                        .for_each(|s| s.push(version));
+                }
+            });
+            let sent = Sent::new();
+            let mut flushes = 0;
+            for (at, block) in blocks.iter().enumerate() {
+                sent.write(&*dev, block * 8, &data(block * 8, 8, version));
+                if rng.random_range(0..8) == 0 || at == 0 && rng.random() {
+                    sent.flush(&*dev);
+                    flushes += 1;
+                }
+            }
+            sent.wait(blocks.len() + flushes);
+            if flushes > 0 {
+                machine.note(|notes| {
+                    for (sector, before) in notes.iter_mut().zip(&before) {
+                        let durable = sector
+                            .iter()
+                            .rposition(|version| version == before)
+                            .unwrap();
+                        sector.drain(..durable.min(sector.len() - 1));
+                    }
+                });
+            }
         }
         let (images, allowed) = machine.found();
-        let again = World::new();
-        let origin = again.memory("o", SIZE);
-        put(&*origin, &images[0]);
-        put(&*again.memory("c", CACHE), &images[1]);
-        let dev = again.live("two", &table(seed, block));
-        check(seed, &*dev, &allowed);
-        assert_eq!(status(&dev)[0], 0, "seed {seed}");
-        let before = read_bytes(&*dev, 0, SIZE).0;
-        message(&dev, "flush").unwrap();
-        assert!(read_bytes(&*origin, 0, SIZE).0 == before, "seed {seed}");
-        // It goes on as any other.
-        let mut model = before;
-        for round in 0..60 {
-            let sector = rng.random_range(0..SIZE / block) * block;
-            let bytes = data(sector, block, round);
-            assert!(write_at(&*dev, sector, &bytes).is_ok());
-            model[sector as usize * 512..][..bytes.len()].copy_from_slice(&bytes);
+        again(seed, &images, allowed, &table);
+    }
+}
+
+/// Requests under way.
+#[derive(Default)]
+struct Sent {
+    ended: parking_lot::Mutex<usize>,
+    changed: parking_lot::Condvar,
+}
+
+impl Sent {
+    fn new() -> Arc<Self> {
+        Arc::default()
+    }
+
+    fn write(self: &Arc<Self>, dev: &dyn BlockDevice, sector: u64, bytes: &[u8]) {
+        let mut buf = IoBuf::alloc(bytes.len());
+        buf.as_mut_slice().copy_from_slice(bytes);
+        dev.submit(Io::write(Sector(sector), buf, self.clone(), 0));
+    }
+
+    fn flush(self: &Arc<Self>, dev: &dyn BlockDevice) {
+        dev.submit(Io::flush(self.clone(), 0));
+    }
+
+    fn wait(&self, count: usize) {
+        let mut ended = self.ended.lock();
+        while *ended < count {
+            self.changed.wait(&mut ended);
         }
-        assert!(read_bytes(&*dev, 0, SIZE).0 == model, "seed {seed}");
+    }
+}
+
+impl EndIo for Sent {
+    fn end_io(self: Arc<Self>, _: Io, _: u64, status: BlkStatus) {
+        assert!(status.is_ok());
+        *self.ended.lock() += 1;
+        self.changed.notify_all();
     }
 }
 
