@@ -18,6 +18,7 @@ mod lvm2_pvmove;
 mod lvm2_raid;
 mod lvm2_snapshot;
 mod lvm2_thin;
+mod lvm2_writecache;
 mod multipath;
 mod static_program;
 mod support;

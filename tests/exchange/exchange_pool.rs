@@ -10,6 +10,7 @@ mod exchange_raid;
 mod mirrors;
 mod snapshots;
 mod verity;
+mod writecache;
 
 use std::fs;
 use std::path::Path;

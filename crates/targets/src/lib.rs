@@ -24,6 +24,7 @@ mod thin_pool;
 mod unstriped;
 mod verity;
 mod workers;
+mod writecache;
 mod zero;
 
 use thinmap_dm::TargetType;
@@ -47,12 +48,14 @@ pub use thin::ThinType;
 pub use thin_pool::{PoolTuning, Sizes, ThinPoolType};
 pub use unstriped::UnstripedType;
 pub use verity::VerityType;
+pub use writecache::WritecacheType;
 pub use zero::ZeroType;
 
 /// Every target there is, in the order in which `dmsetup targets` lists them.
 ///
 /// COMPAT: the kernel lists what was registered last first: modules before the built-in targets.
 pub static ALL: &[&dyn TargetType] = &[
+    &WritecacheType,
     &VerityType,
     &CloneType,
     &EraType,

@@ -166,6 +166,7 @@ fn seeds() -> Vec<Vec<u8>> {
         "0 16 era c a 8\x000 8 linear first 0",
         "0 16 clone c a b 8 1 no_hydration 4 hydration_threshold 2 hydration_batch_size 2",
         "0 16 raid raid1 3 0 region_size 8 2 - a - c",
+        "0 16 writecache s a c 512 4 start_sector 8 low_watermark 5\x000 16 writecache s b c 512 1 cleaner",
         "0 16 multipath 0 0 1 1 round-robin 0 1 1 a 1000",
     ];
     tables

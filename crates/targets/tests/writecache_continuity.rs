@@ -1,0 +1,150 @@
+//! A crash of the daemon alone: whatever was answered is there for the next one, flushed or not.
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test that cannot be set up has failed"
+)]
+
+mod support;
+mod thin_support;
+mod writecache_support;
+
+use std::collections::HashMap;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::SeqCst;
+
+use parking_lot::Mutex;
+use rand::rngs::SmallRng;
+use rand::{Rng, SeedableRng};
+use support::{load, read_bytes, request, resume};
+use thin_support::Lab;
+use thin_support::manual::{ManualSpawner, ManualTime};
+use thinmap_block::Op;
+use thinmap_dm::{KeptMemory, MemoryKeeper};
+use thinmap_runtime::{SharedMemory, Spawner};
+use writecache_support::{message, pattern, status, suspend, write_at};
+
+const SIZE: u64 = 480;
+const CACHE: u64 = 168;
+const TABLE: &str = "0 480 writecache s o c 4096 2 pause_writeback 0";
+
+/// Memory by name.
+#[derive(Default)]
+struct Shelf(Mutex<HashMap<String, OwnedFd>>);
+
+impl MemoryKeeper for Shelf {
+    fn open(&self, name: &str, words: usize) -> std::io::Result<SharedMemory> {
+        let mut shelf = self.0.lock();
+        if let Some(fd) = shelf.get(name) {
+            return SharedMemory::map(fd.try_clone()?);
+        }
+        let memory = SharedMemory::new(name, words)?;
+        shelf.insert(name.to_owned(), memory.fd().try_clone_to_owned()?);
+        Ok(memory)
+    }
+
+    fn forget(&self, name: &str) {
+        self.0.lock().remove(name);
+    }
+}
+
+impl Shelf {
+    /// What the next process finds if this one dies now.
+    fn at_death(&self) -> Self {
+        let copy = Self::default();
+        for (name, fd) in &*self.0.lock() {
+            let from = SharedMemory::map(fd.try_clone().unwrap()).unwrap();
+            let to = copy.open(name, from.words().len()).unwrap();
+            for (to, from) in to.words().iter().zip(from.words()) {
+                to.store(from.load(SeqCst), SeqCst);
+            }
+        }
+        copy
+    }
+
+    fn len(&self) -> usize {
+        self.0.lock().len()
+    }
+}
+
+/// A process whose clock stands still: nothing is committed that nobody asks for.
+fn process(images: &[Vec<u8>; 2], shelf: &Arc<Shelf>) -> Lab {
+    let time = Arc::new(ManualTime::default());
+    let spawner = Arc::new(ManualSpawner(time));
+    let lab = Lab::with(spawner.clone(), spawner.clock());
+    lab.env.shared.of::<KeptMemory>().set(shelf.clone());
+    for (name, image) in ["o", "c"].into_iter().zip(images) {
+        let disk = lab.memory(name, image.len() as u64 / 512);
+        assert!(write_at(&*disk, 0, image).is_ok());
+    }
+    lab
+}
+
+#[test]
+fn what_was_answered_is_there_after_a_crash_of_the_daemon() {
+    let mut taken_over = 0;
+    for seed in 0..40 {
+        let mut rng = SmallRng::seed_from_u64(seed);
+        let mut model: Vec<u8> = (0..SIZE).flat_map(|at| pattern(at, 0)).collect();
+        let mut images = [model.clone(), vec![0; CACHE as usize * 512]];
+        let mut shelf = Arc::new(Shelf::default());
+        for _ in 0..4 {
+            let lab = process(&images, &shelf);
+            let dev = lab.live("w", TABLE);
+            assert!(read_bytes(&*dev, 0, SIZE).0 == model, "seed {seed}");
+            for _ in 0..rng.random_range(0..60) {
+                match rng.random_range(0..30) {
+                    0 => assert!(request(&*dev, Op::Flush, 0, 0).is_ok()),
+                    1 => {
+                        suspend(&dev);
+                        if rng.random() {
+                            load(&dev, TABLE).unwrap();
+                        }
+                        resume(&dev).unwrap();
+                    }
+                    2 => drop(message(&dev, "flush").unwrap()),
+                    _ => {
+                        let sector = rng.random_range(0..SIZE / 8) * 8;
+                        let sectors = (rng.random_range(1..4) * 8).min(SIZE - sector);
+                        let byte = rng.random_range(1..=255);
+                        let data: Vec<u8> = (sector..sector + sectors)
+                            .flat_map(|at| pattern(at, byte))
+                            .collect();
+                        assert!(write_at(&*dev, sector, &data).is_ok());
+                        model[sector as usize * 512..][..data.len()].copy_from_slice(&data);
+                    }
+                }
+            }
+            taken_over += u32::from(status(&dev)[6] > 0);
+            // The page cache outlives the process, its memory does not.
+            let next = Arc::new(shelf.at_death());
+            let read = |name: &str, sectors| {
+                let disk = lab.live(name, &format!("0 {sectors} linear {name} 0"));
+                read_bytes(&*disk, 0, sectors).0
+            };
+            images = [read("o", SIZE), read("c", CACHE)];
+            dev.destroy();
+            drop((dev, lab));
+            shelf = next;
+        }
+    }
+    assert!(taken_over > 20);
+}
+
+#[test]
+fn an_orderly_end_leaves_nothing_with_the_keeper() {
+    let shelf = Arc::new(Shelf::default());
+    let images = [vec![0; SIZE as usize * 512], vec![0; CACHE as usize * 512]];
+    let lab = process(&images, &shelf);
+    let dev = lab.live("w", TABLE);
+    assert!(write_at(&*dev, 0, &pattern(0, 1).repeat(8)).is_ok());
+    assert_eq!(shelf.len(), 1);
+    // A table in place of another keeps what that kept.
+    load(&dev, TABLE).unwrap();
+    resume(&dev).unwrap();
+    assert_eq!(shelf.len(), 1);
+    suspend(&dev);
+    dev.destroy();
+    drop(dev);
+    assert_eq!(shelf.len(), 0);
+}
