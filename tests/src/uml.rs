@@ -142,7 +142,7 @@ for module in aes_generic sha256_generic hmac cbc ecb xts essiv dm-crypt; do
     modprobe -d {modules} $module
 done
 for module in dm-multipath dm-round-robin dm-queue-length dm-service-time \
-    dm-delay dm-flakey dm-dust dm-log-writes dm-unstripe dm-switch dm-era dm-clone; do
+    dm-delay dm-flakey dm-dust dm-log-writes dm-unstripe dm-switch dm-era dm-clone dm-cache dm-cache-smq; do
     modprobe -d {modules} $module
 done
 dmesg -n 1
