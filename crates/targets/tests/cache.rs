@@ -228,6 +228,70 @@ fn many_requests_to_one_block_at_once_all_arrive() {
     }
 }
 
+/// Requests at once everywhere, none of which touches another's sectors, while blocks come, go and are written back.
+#[test]
+fn requests_beside_migrations_find_and_leave_the_right_data() {
+    for (seed, line) in [
+        (1, "0 smq 0"),
+        (2, "0 smq 2 migration_threshold 100000"),
+        (3, "1 writethrough smq 0"),
+    ] {
+        let world = World::new();
+        world.memory("m", METADATA_SECTORS);
+        let cache = Arc::new(MemoryDevice::new(Sector(BLOCK * CACHE_BLOCKS)));
+        let origin = Arc::new(MemoryDevice::new(Sector(SECTORS)));
+        world.add("c", Delayed::new(cache, seed));
+        world.add("o", Delayed::new(origin.clone(), seed + 9));
+        let (dev, time) = clocked::live(&world, &table(line));
+        let mut rng = SmallRng::seed_from_u64(seed);
+        // What was last written to each sector.
+        let mut model = vec![0_u8; SECTORS as usize];
+        for _ in 0..150 {
+            let ends = Ends::new();
+            let mut sent = Vec::new();
+            let mut next = rng.random_range(0..200);
+            while next < SECTORS {
+                let sectors = match next % BLOCK == 0 && rng.random() {
+                    true => BLOCK,
+                    false => rng.random_range(1..8),
+                };
+                let sectors = sectors.min(SECTORS - next);
+                let write = rng.random();
+                let byte = rng.random();
+                let op = if write { Op::Write } else { Op::Read };
+                ends.send(&*dev, sent.len() as u64, op, (next, sectors), byte);
+                sent.push((next, sectors, write.then_some(byte)));
+                next += sectors + rng.random_range(0..60);
+            }
+            // Write-back and demotions begin in the midst of it, too.
+            time.advance(SECOND);
+            for (tag, status, data) in ends.wait(sent.len()) {
+                let (sector, sectors, written) = sent[tag as usize];
+                assert!(status.is_ok());
+                let range = sector as usize..(sector + sectors) as usize;
+                match written {
+                    Some(byte) => model[range].fill(byte),
+                    None => {
+                        let found = data.chunks(512).map(|s| s[9]);
+                        assert!(found.eq(model[range].iter().copied()), "{sector}+{sectors}");
+                    }
+                }
+            }
+            if rng.random_range(0..3) == 0 {
+                time.advance(SECOND);
+            }
+        }
+        reload(&dev, "0 cleaner 0");
+        wait_clean(&dev, &time);
+        suspend(&dev);
+        let (data, _) = read_bytes(&*origin, 0, SECTORS);
+        assert!(
+            data.chunks(512).map(|s| s[9]).eq(model),
+            "{seed}: all on the origin"
+        );
+    }
+}
+
 #[test]
 fn a_discarded_block_is_not_copied_and_reads_the_same_every_time() {
     let world = World::new();

@@ -24,13 +24,13 @@ change() {
     run dmsetup load c --table "$1"
     run dmsetup suspend c
     run dmsetup resume c
-    run dmsetup status c
 }
 
 title 'tables loaded over each other'
 run dmsetup create c --table "0 65536 cache $M $C $O 128 1 writeback smq 2 migration_threshold 0"
 write 10 8 red
 change "0 65536 cache $M $C $O 128 1 writethrough smq 2 migration_threshold 0"
+run dmsetup status c
 write 10 1 green
 run dmsetup status c
 read_at 10 8
@@ -40,6 +40,7 @@ clean
 run dmsetup status c
 on_origin 10 8
 change "0 65536 cache $M $C $O 128 1 passthrough smq 2 migration_threshold 0"
+run dmsetup status c
 title 'writes past it'
 pattern blue 8 | dd of="$DEVDIR/c" bs=4k seek=161 oflag=direct conv=notrunc status=none
 run dmsetup status c
@@ -50,6 +51,7 @@ write 30 1 violet
 run dmsetup status c
 on_origin 12 2
 change "0 65536 cache $M $C $O 128 1 writeback smq 2 migration_threshold 0"
+run dmsetup status c
 read_at 10 8
 run dmsetup status c
 write 40 3 black

@@ -161,6 +161,14 @@ impl Shared {
         self.migrates && state.running && state.can_commit()
     }
 
+    /// Sends a write to the origin for which its block was taken out of the cache.
+    pub fn send_past(self: &Arc<Self>, mut io: Io, oblock: u64) {
+        let mut state = self.state.lock();
+        self.enter(&mut state, &mut io, oblock);
+        drop(state);
+        self.origin.submit(io);
+    }
+
     /// Counts a request in.
     fn enter(self: &Arc<Self>, state: &mut State, io: &mut Io, oblock: u64) {
         state.traffic.enter(oblock, io.is_write());

@@ -70,6 +70,8 @@ impl TargetType for CacheType {
         line.features.discard_passdown &= can_pass_down(&line.origin, line.block);
         state.discard_passdown = line.features.discard_passdown;
         state.migration_threshold = line.migration_threshold;
+        // COMPAT: as the last shutdown before the load left them, not the resume.
+        state.counts = Counts::from_kept(metadata.counts());
         let shared = Shared::new(Parts {
             origin: line.origin.dev.clone(),
             cache: line.cache.dev.clone(),
@@ -209,10 +211,10 @@ impl Cache {
                 state.discards.put(at, true);
             }
         }
-        state.counts = Counts::from_kept(metadata.counts());
         metadata.commit(false)?;
         let mut now = self.shared.state.lock();
         state.discard_passdown = now.discard_passdown;
+        state.counts = now.counts;
         state.migration_threshold = now.migration_threshold;
         *now = state;
         drop(now);
@@ -370,7 +372,10 @@ impl Target for Cache {
 
     fn resume(&self) {
         self.suspended.store(false, SeqCst);
-        self.shared.state.lock().running = true;
+        let mut state = self.shared.state.lock();
+        state.running = true;
+        state.policy.tick(self.env.clock.now());
+        drop(state);
         self.shared.wake();
     }
 

@@ -143,12 +143,11 @@ impl Shared {
             Then::Send(oblock, io) => {
                 if well {
                     self.state.lock().policy.invalidate(change.cblock);
-                    self.unlock(oblock);
-                    self.send(io);
+                    self.send_past(io, oblock);
                 } else {
-                    self.unlock(oblock);
                     io.complete(BlkStatus::IoErr);
                 }
+                self.unlock(oblock);
             }
         }
     }

@@ -122,7 +122,7 @@ impl Smq {
             demotions: 0,
             next_writeback: now + WRITEBACK_PERIOD,
             next_hotspot: now,
-            next_cache: now + CACHE_PERIOD,
+            next_cache: now,
         })
     }
 
@@ -402,11 +402,11 @@ impl Smq {
     /// Time has come this far.
     pub fn tick(&mut self, now: Duration) {
         self.next_round();
-        if now > self.next_writeback {
+        if now >= self.next_writeback {
             self.next_writeback = now + WRITEBACK_PERIOD;
             self.period += 1;
         }
-        if now > self.next_hotspot {
+        if now >= self.next_hotspot {
             self.next_hotspot = now + HOTSPOT_PERIOD;
             self.jump = match self.foreseen.confidence() {
                 Confidence::Poor => 4,
@@ -416,7 +416,7 @@ impl Smq {
             self.hot.redistribute(&mut self.spots);
             self.foreseen = Stats::default();
         }
-        if now > self.next_cache {
+        if now >= self.next_cache {
             self.next_cache = now + CACHE_PERIOD;
             self.cache_round = self.cache_round.wrapping_add(1).max(1);
             self.clean.redistribute(&mut self.nodes);
