@@ -59,8 +59,8 @@ impl PolicyKind {
 
     /// Whether it takes this setting.
     pub fn takes(self, key: &str, value: &str) -> bool {
-        let known = |name: &&str| key.eq_ignore_ascii_case(name);
-        self == Self::Mq && parse_unsigned(value).is_some() && MQ_KEYS.iter().any(|k| known(&k))
+        let known = MQ_KEYS.iter().any(|name| key.eq_ignore_ascii_case(name));
+        self == Self::Mq && known && parse_unsigned(value).is_some()
     }
 
     /// Its name and settings, as the status tells them.
