@@ -121,7 +121,7 @@ fn what_needs_a_target_that_is_missing_is_refused_and_leaves_nothing() {
         r#"
         l lvcreate -qq -y -n lin -L 50M $VG
         pv PV2 200M; l pvcreate -qq $PV2; l vgextend -qq $VG $PV2
-        refused 'not detected\|not found\|module' lvcreate -y --type cache-pool -n cache -L 20M $VG
+        refused 'not detected\|not found\|module' lvcreate -y --type vdo -n vdo -L 140M -V 200M $VG
         l lvs -a --noheadings -o lv_name,lv_attr $VG | awk '{ print $1, $2 }'
         l dmsetup ls | cut -f1
         "#,

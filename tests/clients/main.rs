@@ -11,6 +11,7 @@ mod docker_removal;
 mod harmless;
 mod install_shim;
 mod lvm2;
+mod lvm2_cache;
 mod lvm2_change;
 mod lvm2_exchange;
 mod lvm2_mirror;

@@ -3,6 +3,7 @@
 //!
 //! `pool.sh` is the one body that both arms run; images and manifest travel between them.
 
+mod cache;
 mod clone;
 mod era;
 mod exchange_crypt;

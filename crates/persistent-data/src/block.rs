@@ -4,7 +4,7 @@
 //! array's at byte 16) its own address. The checksum is the kernel's `crc32c(~0, ..)`, which lacks the final inversion of
 //! the common definition, XORed with a constant for each kind, so that a block of one kind never
 //! passes for another (dm-thin-metadata.c, dm-btree-spine.c, dm-space-map-common.c,
-//! dm-array.c, dm-era-target.c, dm-clone-metadata.c).
+//! dm-array.c, dm-era-target.c, dm-clone-metadata.c, dm-cache-metadata.c).
 
 use crate::array;
 use crate::btree::node;
@@ -33,6 +33,8 @@ pub enum BlockKind {
     EraSuperblock,
     /// The superblock of clone's metadata.
     CloneSuperblock,
+    /// The superblock of a cache's metadata.
+    CacheSuperblock,
 }
 
 impl BlockKind {
@@ -45,12 +47,16 @@ impl BlockKind {
             Self::Array => 595_846_735,
             Self::EraSuperblock => 146_538_381,
             Self::CloneSuperblock => 257_649_492,
+            Self::CacheSuperblock => 9_031_977,
         }
     }
 
     const fn name(self) -> &'static str {
         match self {
-            Self::Superblock | Self::EraSuperblock | Self::CloneSuperblock => "superblock",
+            Self::Superblock
+            | Self::EraSuperblock
+            | Self::CloneSuperblock
+            | Self::CacheSuperblock => "superblock",
             Self::Node => "btree node",
             Self::Bitmap => "bitmap",
             Self::Index => "index",

@@ -4,6 +4,7 @@
 #![forbid(unsafe_code)]
 
 mod args;
+mod cache;
 mod clone;
 mod crypt;
 mod delay;
@@ -29,6 +30,7 @@ mod zero;
 
 use thinmap_dm::TargetType;
 
+pub use cache::CacheType;
 pub use clone::CloneType;
 pub use crypt::CryptType;
 pub use delay::DelayType;
@@ -55,6 +57,7 @@ pub use zero::ZeroType;
 ///
 /// COMPAT: the kernel lists what was registered last first: modules before the built-in targets.
 pub static ALL: &[&dyn TargetType] = &[
+    &CacheType,
     &WritecacheType,
     &VerityType,
     &CloneType,

@@ -190,6 +190,87 @@ const WRONG: &[(&str, &str, i32)] = &[
         "Error reading metadata: this is no era metadata: the superblock's address is wrong (metadata block 0)",
         15,
     ),
+    ("cache big 7:0 7:1", "Insufficient args", 22),
+    (
+        "cache nowhere 7:0 7:1 64 0 smq 0",
+        "Error opening metadata device: nowhere: no such device",
+        19,
+    ),
+    (
+        "cache big nowhere 7:1 64 0 smq 0",
+        "Error opening cache device: nowhere: no such device",
+        19,
+    ),
+    (
+        "cache big 7:0 nowhere 64 0 smq 0",
+        "Error opening origin device: nowhere: no such device",
+        19,
+    ),
+    (
+        "cache big 7:0 small 64 0 smq 0",
+        "Device size larger than cached device",
+        22,
+    ),
+    (
+        "cache big big 7:1 64 0 smq 0",
+        "Error opening device: 7:3 is named twice",
+        22,
+    ),
+    (
+        "cache big 7:0 7:1 x 0 smq 0",
+        "Invalid data block size: 'x'",
+        22,
+    ),
+    (
+        "cache big 7:0 7:1 96 0 smq 0",
+        "Invalid data block size: '96'",
+        22,
+    ),
+    (
+        "cache big 7:0 7:1 128 0 smq 0",
+        "Data block size is larger than the cache device: 128",
+        22,
+    ),
+    (
+        "cache big 7:0 7:1 64 4 a b c d smq 0",
+        "Invalid number of cache feature arguments: '4'",
+        22,
+    ),
+    (
+        "cache big 7:0 7:1 64 1 fast smq 0",
+        "Unrecognised cache feature requested: 'fast'",
+        22,
+    ),
+    (
+        "cache big 7:0 7:1 64 2 writeback passthrough smq 0",
+        "Duplicate cache io_mode features requested: 'writeback passthrough'",
+        22,
+    ),
+    (
+        "cache big 7:0 7:1 64 0 lru 0",
+        "Error creating cache's policy: unknown policy type 'lru'",
+        22,
+    ),
+    (
+        "cache big 7:0 7:1 64 0 smq 2 a",
+        "Invalid number of policy arguments: '2'",
+        22,
+    ),
+    (
+        "cache big 7:0 7:1 64 0 smq 1 a",
+        "Error setting cache policy's config values: Odd number of policy arguments given but they should be <key> <value> pairs.",
+        22,
+    ),
+    (
+        "cache big 7:0 7:1 64 0 smq 2 migration_threshold x",
+        "Error setting cache policy's config values: bad config value for migration_threshold: x",
+        22,
+    ),
+    (
+        "cache junk 7:0 7:1 64 0 smq 0",
+        "Error creating metadata object: this is no cache metadata: the superblock's address is wrong (metadata block 0)",
+        15,
+    ),
     ("clone big 7:0 7:1", "Invalid number of arguments", 22),
     (
         "clone nowhere 7:0 7:1 8",
@@ -318,6 +399,26 @@ const WRONG_MESSAGES: &[(&str, &str, &str)] = &[
     ),
     ("era 7:4 7:0 8", "hello", "unsupported message 'hello'"),
     ("era 7:4 7:0 8", "drop_metadata_snap", "no snap to drop"),
+    (
+        "cache 7:4 7:0 7:1 64 1 passthrough smq 0",
+        "invalidate_cblocks 1",
+        "begin cblock out of range: 1 >= 1",
+    ),
+    (
+        "cache 7:4 7:0 7:1 64 1 passthrough smq 0",
+        "invalidate_cblocks 0-",
+        "invalid cblock range '0-'",
+    ),
+    (
+        "cache 7:4 7:0 7:1 64 0 mq 0",
+        "random_threshold x",
+        "bad config value for random_threshold: x",
+    ),
+    (
+        "cache 7:4 7:0 7:1 64 0 smq 0",
+        "hello",
+        "'hello' takes one value",
+    ),
     (
         "clone 7:4 7:0 7:1 8",
         "hello",

@@ -165,6 +165,8 @@ fn seeds() -> Vec<Vec<u8>> {
         "0 16 unstriped 2 8 1 a 0\x000 16 switch 2 5 0 a 0 c 7",
         "0 16 era c a 8\x000 8 linear first 0",
         "0 16 clone c a b 8 1 no_hydration 4 hydration_threshold 2 hydration_batch_size 2",
+        "0 256 cache c b a 64 2 metadata2 writeback smq 2 migration_threshold 64\x000 8 linear first 0",
+        "0 128 cache c b a 64 1 passthrough cleaner 0",
         "0 16 raid raid1 3 0 region_size 8 2 - a - c",
         "0 16 writecache s a c 512 4 start_sector 8 low_watermark 5\x000 16 writecache s b c 512 1 cleaner",
         "0 16 multipath 0 0 1 1 round-robin 0 1 1 a 1000",

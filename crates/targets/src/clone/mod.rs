@@ -14,9 +14,8 @@ use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
 use thinmap_block::{Extent, Io, Op, QueueLimits};
 use thinmap_dm::{
-    ConstructCx, DeviceRole, DeviceUse, MapOutcome, MessageError, OpenDevice, ResumeError,
-    StatusFlags, StatusKind, TableError, Target, TargetArgs, TargetFeatures, TargetInfo,
-    TargetType,
+    ConstructCx, DeviceRole, DeviceUse, MapOutcome, MessageError, ResumeError, StatusFlags,
+    StatusKind, TableError, Target, TargetArgs, TargetFeatures, TargetInfo, TargetType,
 };
 use thinmap_persistent_data::{ErrorKind, MetadataError};
 use thinmap_units::{BlkStatus, Sector};
@@ -26,7 +25,7 @@ use self::metadata::Metadata;
 use self::regions::Regions;
 use self::shared::{Parts, Shared};
 use self::worker::SharedRef;
-use crate::args::parse_u32;
+use crate::args::{open_device_in_any_table, parse_u32};
 use crate::thin_pool::BlockMetadataDevice;
 
 /// The target type.
@@ -116,15 +115,8 @@ fn open(
     what: &str,
     read_only: bool,
 ) -> Result<DeviceUse, TableError> {
-    let request = OpenDevice {
-        spec,
-        read_only,
-        by: cx.dev_no,
-    };
-    cx.env.opener.open(request).map_err(|error| {
-        let reason = format!("Error opening {what} device: {}", error.reason);
-        TableError::new(NAME, reason, error.errno)
-    })
+    let what = format!("Error opening {what} device");
+    open_device_in_any_table(cx, NAME, spec, read_only, &what)
 }
 
 fn check_size(device: &DeviceUse, len: Sector, what: &str) -> Result<(), TableError> {

@@ -194,6 +194,8 @@ pub struct Double {
     pub limits: Mutex<QueueLimits>,
     /// Requests until one fails; negative: none does.
     pub fail_in: AtomicI64,
+    /// All requests fail.
+    pub fail_always: std::sync::atomic::AtomicBool,
     pub fail_with: Mutex<BlkStatus>,
     pub hold: std::sync::atomic::AtomicBool,
     pub held: Mutex<Vec<Io>>,
@@ -207,6 +209,7 @@ impl Double {
             limits: Mutex::new(below.limits()),
             below,
             fail_in: AtomicI64::new(-1),
+            fail_always: false.into(),
             fail_with: Mutex::new(BlkStatus::IoErr),
             hold: false.into(),
             held: Mutex::default(),
@@ -240,9 +243,9 @@ impl BlockDevice for Double {
         if io.op == Op::Flush {
             self.flushes.fetch_add(1, Ordering::SeqCst);
         }
-        if self.fail_in.load(Ordering::SeqCst) >= 0
-            && self.fail_in.fetch_sub(1, Ordering::SeqCst) == 0
-        {
+        let fails = self.fail_in.load(Ordering::SeqCst) >= 0
+            && self.fail_in.fetch_sub(1, Ordering::SeqCst) == 0;
+        if fails || self.fail_always.load(Ordering::SeqCst) {
             let status = *self.fail_with.lock();
             io.complete(status);
             return;

@@ -64,9 +64,13 @@ impl Scan {
 fn content_of(block: u64, bytes: &BlockBytes) -> Content {
     match kind_of(block, bytes) {
         // A pool has no such blocks.
-        None | Some(BlockKind::Array | BlockKind::EraSuperblock | BlockKind::CloneSuperblock) => {
-            Content::None
-        }
+        None
+        | Some(
+            BlockKind::Array
+            | BlockKind::EraSuperblock
+            | BlockKind::CloneSuperblock
+            | BlockKind::CacheSuperblock,
+        ) => Content::None,
         Some(BlockKind::Bitmap) => Content::Bitmap,
         Some(BlockKind::Index) => Content::Index,
         Some(BlockKind::Superblock) => {
