@@ -7,6 +7,7 @@ mod clone;
 mod era;
 mod exchange_crypt;
 mod exchange_raid;
+mod integrity;
 mod mirrors;
 mod snapshots;
 

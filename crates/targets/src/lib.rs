@@ -11,6 +11,7 @@ mod dust;
 mod era;
 mod error;
 mod flakey;
+mod integrity;
 mod linear;
 mod log_writes;
 mod mirror;
@@ -33,6 +34,7 @@ pub use dust::DustType;
 pub use era::EraType;
 pub use error::ErrorType;
 pub use flakey::FlakeyType;
+pub use integrity::IntegrityType;
 pub use linear::LinearType;
 pub use log_writes::LogWritesType;
 pub use mirror::MirrorType;
@@ -50,6 +52,7 @@ pub use zero::ZeroType;
 ///
 /// COMPAT: the kernel lists what was registered last first: modules before the built-in targets.
 pub static ALL: &[&dyn TargetType] = &[
+    &IntegrityType,
     &CloneType,
     &EraType,
     &SwitchType,

@@ -1,0 +1,295 @@
+//! integrity: data and tags, the journal's ways, recalculation, discards, devices that fail.
+#![allow(
+    clippy::unwrap_used,
+    reason = "helpers of tests, outside test functions"
+)]
+
+mod clocked;
+mod snapshot_support;
+mod support;
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use rand::rngs::SmallRng;
+use rand::{Rng, SeedableRng};
+use snapshot_support::{info, table, wait_info};
+use support::delayed::Delayed;
+use support::*;
+use thinmap_block::backing::MemoryDevice;
+use thinmap_block::{BlockDevice, IoFlags, Op, submit_and_wait};
+use thinmap_dm::{MappedDevice, SuspendFlags};
+use thinmap_runtime::IoBuf;
+use thinmap_units::{BlkStatus, Sector};
+
+const SIZE: u64 = 2048;
+
+fn line(mode: &str, options: &str) -> String {
+    let count = options.split_whitespace().count();
+    format!("0 {SIZE} integrity a 0 - {mode} {count} {options}")
+}
+
+fn suspend(dev: &MappedDevice) {
+    dev.suspend(SuspendFlags::default()).unwrap();
+}
+
+/// Changes a byte of each sector of the device that holds nothing but `byte`.
+fn damage(below: &MemoryDevice, byte: u8) -> usize {
+    let (bytes, _) = read_bytes(below, 0, below.size().raw());
+    let mut found = 0;
+    for (sector, content) in bytes.chunks(512).enumerate() {
+        if content.iter().all(|b| *b == byte) {
+            let mut buf = IoBuf::alloc(512);
+            buf.as_mut_slice().fill(byte);
+            buf.as_mut_slice()[77] ^= 4;
+            assert!(thinmap_block::write(below, Sector(sector as u64), buf).1.is_ok());
+            found += 1;
+        }
+    }
+    found
+}
+
+fn fills(dev: &dyn BlockDevice, sector: u64, sectors: u64, byte: u8) -> bool {
+    let (bytes, status) = read_bytes(dev, sector, sectors);
+    assert!(status.is_ok(), "{sector}+{sectors}: {status:?}");
+    bytes.iter().all(|b| *b == byte)
+}
+
+#[test]
+fn a_block_that_changed_is_not_read_until_it_is_written() {
+    let world = World::new();
+    let below = world.memory("a", 8192);
+    let dev = world.live("i", &line("D", "internal_hash:crc32c"));
+    assert!(write_fill(&*dev, 0, 64, 0xaa).is_ok());
+    assert!(write_fill(&*dev, 20, 1, 0xbb).is_ok());
+    assert!(request(&*dev, Op::Flush, 0, 0).is_ok());
+    assert_eq!(damage(&below, 0xbb), 1);
+    let (_, status) = read_bytes(&*dev, 20, 1);
+    assert_eq!(status, BlkStatus::Protection);
+    let (_, status) = read_bytes(&*dev, 0, 64);
+    assert_eq!(status, BlkStatus::Protection);
+    assert!(fills(&*dev, 0, 20, 0xaa) && fills(&*dev, 21, 43, 0xaa));
+    assert!(info(&dev).starts_with("2 "), "{}", info(&dev));
+    assert!(write_fill(&*dev, 20, 1, 0xcc).is_ok());
+    assert!(fills(&*dev, 20, 1, 0xcc));
+    // What was never written has no tag.
+    assert_eq!(read_bytes(&*dev, 64, 1).1, BlkStatus::Protection);
+    dev.destroy();
+}
+
+/// Random requests beside each other, in every mode, over devices that end them in any order; then the same through mode D.
+#[test]
+fn what_was_written_is_read_in_every_mode() {
+    for (mode, options) in [
+        ("D", "internal_hash:crc32c"),
+        ("D", "internal_hash:sha1 block_size:1024 buffer_sectors:1"),
+        ("J", "internal_hash:sha256 journal_sectors:88"),
+        ("J", "internal_hash:crc32c journal_sectors:700 journal_watermark:90"),
+        ("J", "internal_hash:crc32c block_size:4096 meta_device:m journal_watermark:100"),
+        ("J", "internal_hash:xxhash64 interleave_sectors:64 buffer_sectors:8 fix_padding"),
+        ("B", "internal_hash:crc32 sectors_per_bit:32 bitmap_flush_interval:2"),
+    ] {
+        let world = World::new();
+        for (name, sectors) in [("a", 16384), ("m", 4096)] {
+            let below = Arc::new(MemoryDevice::new(Sector(sectors)));
+            world.add(name, Delayed::new(below, 5));
+        }
+        let dev = world.live("i", &line(mode, options));
+        assert!(write_fill(&*dev, 0, SIZE, 1).is_ok(), "{mode} {options}");
+        let threads: Vec<_> = (0..4_u64)
+            .map(|thread| {
+                let dev = dev.clone();
+                std::thread::spawn(move || work(&dev, thread))
+            })
+            .collect();
+        let parts: Vec<_> = threads.into_iter().map(|t| t.join().unwrap()).collect();
+        let compare = |dev: &MappedDevice| {
+            for (thread, part) in parts.iter().enumerate() {
+                let (bytes, status) = read_bytes(dev, thread as u64 * PART, PART);
+                assert!(status.is_ok() && bytes == *part, "{mode} {options}: {status:?}");
+            }
+        };
+        compare(&dev);
+        suspend(&dev);
+        resume(&dev).unwrap();
+        compare(&dev);
+        assert!(info(&dev).starts_with("0 "), "{mode} {options}: {}", info(&dev));
+        load(&dev, &line("D", options)).unwrap();
+        suspend(&dev);
+        resume(&dev).unwrap();
+        compare(&dev);
+        dev.destroy();
+    }
+}
+
+const PART: u64 = SIZE / 4;
+
+/// Requests to one part of the line, and short looks at all of it; what the part holds then.
+fn work(dev: &MappedDevice, thread: u64) -> Vec<u8> {
+    let mut rng = SmallRng::seed_from_u64(thread);
+    let mut part = vec![1; (PART * 512) as usize];
+    for _ in 0..150 {
+        let blocks = rng.random_range(1..20);
+        let block = rng.random_range(0..PART / 8 - blocks);
+        let (sector, sectors) = (thread * PART + block * 8, blocks * 8);
+        let bytes = (block * 4096) as usize..((block + blocks) * 4096) as usize;
+        match rng.random_range(0..10) {
+            0 => assert!(request(dev, Op::Flush, 0, 0).is_ok()),
+            1..4 => {
+                let (found, status) = read_bytes(dev, sector, sectors);
+                assert!(status.is_ok() && found == part[bytes], "{sector}+{sectors}");
+            }
+            4 => {
+                let elsewhere = rng.random_range(0..SIZE / 8) * 8;
+                assert!(read_bytes(dev, elsewhere, 8).1.is_ok());
+            }
+            kind => {
+                let byte = rng.random();
+                let mut buf = IoBuf::alloc(bytes.len());
+                buf.as_mut_slice().fill(byte);
+                let flags = IoFlags {
+                    fua: kind == 9,
+                    ..IoFlags::default()
+                };
+                let request = (Op::Write, flags, Sector(sector), Sector(sectors), buf);
+                assert!(submit_and_wait(dev, request).1.is_ok());
+                part[bytes].fill(byte);
+            }
+        }
+    }
+    part
+}
+
+#[test]
+fn recalculation_makes_tags_of_what_is_there() {
+    for mode in ["D", "J", "B"] {
+        let world = World::new();
+        world.memory("a", 8192);
+        let dev = world.live("i", &line(mode, "recalculate internal_hash:crc32c"));
+        let provided = info(&dev).split(' ').nth(1).unwrap().to_owned();
+        // Read and written meanwhile, too.
+        assert!(fills(&*dev, 0, 16, 0));
+        assert!(write_fill(&*dev, 100, 8, 5).is_ok());
+        wait_info(&dev, &format!("0 {provided} {provided}"));
+        assert!(fills(&*dev, 100, 8, 5) && fills(&*dev, 108, SIZE - 108, 0), "{mode}");
+        assert!(table(&dev).contains(" recalculate "), "{}", table(&dev));
+        dev.destroy();
+        // It is done, and that is known.
+        let dev = world.live("i", &line("D", "internal_hash:crc32c"));
+        assert_eq!(info(&dev), format!("0 {provided} {provided}"));
+        assert!(fills(&*dev, 100, 8, 5) && fills(&*dev, 0, 100, 0), "{mode}");
+        dev.destroy();
+    }
+}
+
+#[test]
+fn discarded_blocks_read_without_an_error() {
+    for mode in ["D", "J", "B"] {
+        let world = World::new();
+        let below = world.memory("a", 8192);
+        let options = "allow_discards internal_hash:sha256 sectors_per_bit:64";
+        let dev = world.live("i", &line(mode, options));
+        assert!(write_fill(&*dev, 0, SIZE, 3).is_ok());
+        assert!(request(&*dev, Op::Discard, 100, 1000).is_ok());
+        assert!(read_bytes(&*dev, 0, SIZE).1.is_ok(), "{mode}");
+        assert!(fills(&*dev, 0, 100, 3) && fills(&*dev, 1100, SIZE - 1100, 3));
+        assert!(write_fill(&*dev, 200, 8, 4).is_ok());
+        assert!(request(&*dev, Op::Flush, 0, 0).is_ok());
+        suspend(&dev);
+        damage(&below, 4);
+        resume(&dev).unwrap();
+        assert_eq!(read_bytes(&*dev, 200, 8).1, BlkStatus::Protection, "{mode}");
+        dev.destroy();
+        // Without the option a discarded block's tag is wrong like any other.
+        let dev = world.live("i", &line("D", "internal_hash:sha256"));
+        assert_eq!(read_bytes(&*dev, 300, 8).1, BlkStatus::Protection, "{mode}");
+        assert!(request(&*dev, Op::Discard, 0, 8) == BlkStatus::NotSupp || !dev.limits().supports_discard());
+        dev.destroy();
+    }
+}
+
+#[test]
+fn mode_r_reads_what_others_would_not_and_writes_nothing() {
+    let world = World::new();
+    let below = world.memory("a", 8192);
+    let dev = world.live("i", &line("J", "internal_hash:sha256"));
+    assert!(write_fill(&*dev, 0, 64, 9).is_ok());
+    dev.destroy();
+    damage(&below, 9);
+    let (before, _) = read_bytes(&*below, 0, 8192);
+    let dev = world.live("i", &line("R", "internal_hash:sha256"));
+    assert!(read_bytes(&*dev, 0, SIZE).1.is_ok());
+    assert_eq!(write_fill(&*dev, 0, 8, 1), BlkStatus::IoErr);
+    dev.destroy();
+    assert!(read_bytes(&*below, 0, 8192).0 == before);
+}
+
+/// An error of its own ends the line, not its neighbours, until a table is loaded.
+#[test]
+fn a_device_that_fails_under_the_journal_fails_every_request() {
+    for after in 0..12 {
+        let world = World::new();
+        let double = Double::new(world.memory("below", 8192));
+        world.add("a", double.clone());
+        let dev = world.live("i", &line("J", "internal_hash:sha256 journal_sectors:88"));
+        assert!(write_fill(&*dev, 0, 64, 7).is_ok());
+        assert!(request(&*dev, Op::Flush, 0, 0).is_ok());
+        double.fail_in.store(after, Ordering::SeqCst);
+        let mut failed = false;
+        for round in 0..40 {
+            let ended = [
+                write_fill(&*dev, round * 16, 16, 8),
+                request(&*dev, Op::Flush, 0, 0),
+                read_bytes(&*dev, round * 16, 16).1,
+            ];
+            let well = ended.iter().all(|status| status.is_ok());
+            assert!(well || ended.iter().all(|s| matches!(s, BlkStatus::IoErr | BlkStatus::Ok)));
+            failed |= !well;
+        }
+        assert!(failed, "request {after} was not noticed");
+        dev.destroy();
+        let dev = world.live("i", &line("J", "internal_hash:sha256 journal_sectors:88"));
+        assert!(write_fill(&*dev, 0, SIZE, 6).is_ok());
+        assert!(fills(&*dev, 0, SIZE, 6), "{after}");
+        dev.destroy();
+    }
+}
+
+#[test]
+fn requests_must_fit_the_blocks_and_the_line() {
+    let world = World::new();
+    world.memory("a", 8192);
+    let dev = world.live("i", &line("D", "internal_hash:crc32c block_size:4096"));
+    assert_eq!(dev.limits().logical_block_size, 4096);
+    assert!(!write_fill(&*dev, 1, 8, 1).is_ok());
+    assert!(!write_fill(&*dev, 0, 4, 1).is_ok());
+    assert!(!write_fill(&*dev, SIZE, 8, 1).is_ok());
+    assert!(write_fill(&*dev, 8, 8, 1).is_ok());
+    dev.destroy();
+}
+
+#[test]
+fn the_table_line_makes_the_same_line_again() {
+    let world = World::new();
+    world.memory("a", 8192);
+    world.memory("m", 8192);
+    for (mode, options) in [
+        ("D", "internal_hash:crc32c"),
+        ("J", "journal_watermark:33 commit_time:77 block_size:2048 internal_hash:hmac(sha256):0a0b journal_mac:hmac(sha1):ff fix_hmac fix_padding"),
+        ("B", "meta_device:m sectors_per_bit:100 bitmap_flush_interval:1234 recalculate internal_hash:sha1 legacy_recalculate allow_discards"),
+    ] {
+        for name in ["a", "m"] {
+            let blank = world.live("blank", &format!("0 8192 linear {name} 0"));
+            assert!(write_fill(&*blank, 0, 8, 0).is_ok());
+            blank.destroy();
+        }
+        let dev = world.live("i", &line(mode, options));
+        let first = table(&dev);
+        let again = first.replace("7:0", "a").replace("7:1", "m");
+        load(&dev, &format!("0 {SIZE} integrity {again}")).unwrap();
+        suspend(&dev);
+        resume(&dev).unwrap();
+        assert_eq!(table(&dev), first);
+        dev.destroy();
+    }
+}
