@@ -27,7 +27,8 @@ fn exchange(test: &str, first: Arm, second: Arm) {
     let step = |arm: Arm, name: &str, words: &str, right: usize| {
         let output = run_step("exchange/integrity.sh", arm, images.path(), name, words);
         let found = output.lines().filter(|line| line.ends_with(": right"));
-        let wrong = output.contains("WRONG") || output.contains("= ") || output.contains(" integrity ");
+        let wrong =
+            output.contains("WRONG") || output.contains("= ") || output.contains(" integrity ");
         assert!(found.count() == right && !wrong, "{name}: {output}");
     };
     step(first, "made", "make_images; close_images", 0);

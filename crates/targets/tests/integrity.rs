@@ -42,7 +42,11 @@ fn damage(below: &MemoryDevice, byte: u8) -> usize {
             let mut buf = IoBuf::alloc(512);
             buf.as_mut_slice().fill(byte);
             buf.as_mut_slice()[77] ^= 4;
-            assert!(thinmap_block::write(below, Sector(sector as u64), buf).1.is_ok());
+            assert!(
+                thinmap_block::write(below, Sector(sector as u64), buf)
+                    .1
+                    .is_ok()
+            );
             found += 1;
         }
     }
@@ -84,10 +88,22 @@ fn what_was_written_is_read_in_every_mode() {
         ("D", "internal_hash:crc32c"),
         ("D", "internal_hash:sha1 block_size:1024 buffer_sectors:1"),
         ("J", "internal_hash:sha256 journal_sectors:88"),
-        ("J", "internal_hash:crc32c journal_sectors:700 journal_watermark:90"),
-        ("J", "internal_hash:crc32c block_size:4096 meta_device:m journal_watermark:100"),
-        ("J", "internal_hash:xxhash64 interleave_sectors:64 buffer_sectors:8 fix_padding"),
-        ("B", "internal_hash:crc32 sectors_per_bit:32 bitmap_flush_interval:2"),
+        (
+            "J",
+            "internal_hash:crc32c journal_sectors:700 journal_watermark:90",
+        ),
+        (
+            "J",
+            "internal_hash:crc32c block_size:4096 meta_device:m journal_watermark:100",
+        ),
+        (
+            "J",
+            "internal_hash:xxhash64 interleave_sectors:64 buffer_sectors:8 fix_padding",
+        ),
+        (
+            "B",
+            "internal_hash:crc32 sectors_per_bit:32 bitmap_flush_interval:2",
+        ),
     ] {
         let world = World::new();
         for (name, sectors) in [("a", 16384), ("m", 4096)] {
@@ -106,14 +122,21 @@ fn what_was_written_is_read_in_every_mode() {
         let compare = |dev: &MappedDevice| {
             for (thread, part) in parts.iter().enumerate() {
                 let (bytes, status) = read_bytes(dev, thread as u64 * PART, PART);
-                assert!(status.is_ok() && bytes == *part, "{mode} {options}: {status:?}");
+                assert!(
+                    status.is_ok() && bytes == *part,
+                    "{mode} {options}: {status:?}"
+                );
             }
         };
         compare(&dev);
         suspend(&dev);
         resume(&dev).unwrap();
         compare(&dev);
-        assert!(info(&dev).starts_with("0 "), "{mode} {options}: {}", info(&dev));
+        assert!(
+            info(&dev).starts_with("0 "),
+            "{mode} {options}: {}",
+            info(&dev)
+        );
         load(&dev, &line("D", options)).unwrap();
         suspend(&dev);
         resume(&dev).unwrap();
@@ -171,7 +194,10 @@ fn recalculation_makes_tags_of_what_is_there() {
         assert!(fills(&*dev, 0, 16, 0));
         assert!(write_fill(&*dev, 100, 8, 5).is_ok());
         wait_info(&dev, &format!("0 {provided} {provided}"));
-        assert!(fills(&*dev, 100, 8, 5) && fills(&*dev, 108, SIZE - 108, 0), "{mode}");
+        assert!(
+            fills(&*dev, 100, 8, 5) && fills(&*dev, 108, SIZE - 108, 0),
+            "{mode}"
+        );
         assert!(table(&dev).contains(" recalculate "), "{}", table(&dev));
         dev.destroy();
         // It is done, and that is known.
@@ -203,7 +229,10 @@ fn discarded_blocks_read_without_an_error() {
         // Without the option a discarded block's tag is wrong like any other.
         let dev = world.live("i", &line("D", "internal_hash:sha256"));
         assert_eq!(read_bytes(&*dev, 300, 8).1, BlkStatus::Protection, "{mode}");
-        assert!(request(&*dev, Op::Discard, 0, 8) == BlkStatus::NotSupp || !dev.limits().supports_discard());
+        assert!(
+            request(&*dev, Op::Discard, 0, 8) == BlkStatus::NotSupp
+                || !dev.limits().supports_discard()
+        );
         dev.destroy();
     }
 }
@@ -243,7 +272,11 @@ fn a_device_that_fails_under_the_journal_fails_every_request() {
                 read_bytes(&*dev, round * 16, 16).1,
             ];
             let well = ended.iter().all(|status| status.is_ok());
-            assert!(well || ended.iter().all(|s| matches!(s, BlkStatus::IoErr | BlkStatus::Ok)));
+            assert!(
+                well || ended
+                    .iter()
+                    .all(|s| matches!(s, BlkStatus::IoErr | BlkStatus::Ok))
+            );
             failed |= !well;
         }
         assert!(failed, "request {after} was not noticed");
@@ -275,8 +308,14 @@ fn the_table_line_makes_the_same_line_again() {
     world.memory("m", 8192);
     for (mode, options) in [
         ("D", "internal_hash:crc32c"),
-        ("J", "journal_watermark:33 commit_time:77 block_size:2048 internal_hash:hmac(sha256):0a0b journal_mac:hmac(sha1):ff fix_hmac fix_padding"),
-        ("B", "meta_device:m sectors_per_bit:100 bitmap_flush_interval:1234 recalculate internal_hash:sha1 legacy_recalculate allow_discards"),
+        (
+            "J",
+            "journal_watermark:33 commit_time:77 block_size:2048 internal_hash:hmac(sha256):0a0b journal_mac:hmac(sha1):ff fix_hmac fix_padding",
+        ),
+        (
+            "B",
+            "meta_device:m sectors_per_bit:100 bitmap_flush_interval:1234 recalculate internal_hash:sha1 legacy_recalculate allow_discards",
+        ),
     ] {
         for name in ["a", "m"] {
             let blank = world.live("blank", &format!("0 8192 linear {name} 0"));
@@ -292,4 +331,220 @@ fn the_table_line_makes_the_same_line_again() {
         assert_eq!(table(&dev), first);
         dev.destroy();
     }
+}
+
+/// Words after `integrity`, text of the error, errno. `a` has 8192 sectors and is blank, `used` has tags of 4 bytes and a line of 8-sector
+/// blocks, `junk` holds neither, `small` has 64 sectors.
+const WRONG: &[(&str, &str, i32)] = &[
+    ("", "Invalid argument count", 22),
+    ("a 0 4 D", "Invalid argument count", 22),
+    (
+        "nowhere 0 4 D 0",
+        "Device lookup failed: nowhere: no such device",
+        19,
+    ),
+    ("a x 4 D 0", "Invalid starting offset: 'x'", 22),
+    ("a -1 4 D 0", "Invalid starting offset: '-1'", 22),
+    ("a 0 x D 0", "Invalid tag size: 'x'", 22),
+    ("a 0 0 D 0", "Invalid tag size: '0'", 22),
+    ("a 0 - D 0", "Unknown tag size", 22),
+    ("a 0 425 D 0", "Too big tag size: 425, at most 424", 22),
+    ("a 0 4 X 0", "Invalid mode (expecting J, B, D, R): 'X'", 22),
+    ("a 0 4 D x", "Invalid number of feature args: 'x'", 22),
+    ("a 0 4 D 19", "Invalid number of feature args: '19'", 22),
+    (
+        "a 0 4 D 2 recalculate",
+        "Invalid number of feature args: '2'",
+        22,
+    ),
+    ("a 0 4 D 1 nothing", "Invalid argument: 'nothing'", 22),
+    ("a 0 4 D 1 nothing:5", "Invalid argument: 'nothing:5'", 22),
+    (
+        "a 0 4 D 1 journal_sectors:x",
+        "Invalid argument: 'journal_sectors:x'",
+        22,
+    ),
+    (
+        "a 0 4 D 1 interleave_sectors:",
+        "Invalid argument: 'interleave_sectors:'",
+        22,
+    ),
+    (
+        "a 0 4 D 1 buffer_sectors:-1",
+        "Invalid argument: 'buffer_sectors:-1'",
+        22,
+    ),
+    (
+        "a 0 4 J 1 journal_watermark:101",
+        "Invalid argument: 'journal_watermark:101'",
+        22,
+    ),
+    (
+        "a 0 4 J 1 commit_time:1s",
+        "Invalid argument: 'commit_time:1s'",
+        22,
+    ),
+    (
+        "a 0 4 B 1 sectors_per_bit:x",
+        "Invalid argument: 'sectors_per_bit:x'",
+        22,
+    ),
+    (
+        "a 0 4 B 1 bitmap_flush_interval:4294967296",
+        "Invalid argument: 'bitmap_flush_interval:4294967296'",
+        22,
+    ),
+    (
+        "a 0 4 D 1 block_size:256",
+        "Invalid block_size argument: '256'",
+        22,
+    ),
+    (
+        "a 0 4 D 1 block_size:8192",
+        "Invalid block_size argument: '8192'",
+        22,
+    ),
+    (
+        "a 0 4 D 1 block_size:1536",
+        "Invalid block_size argument: '1536'",
+        22,
+    ),
+    (
+        "a 0 4 D 1 meta_device:nowhere",
+        "Device lookup failed: nowhere: no such device",
+        19,
+    ),
+    (
+        "a 0 4 D 1 meta_device:a",
+        "meta_device 7:0 is the data device",
+        22,
+    ),
+    (
+        "a 0 4 D 1 internal_hash:md99",
+        "Invalid internal hash: 'md99': there is no such hash",
+        2,
+    ),
+    (
+        "a 0 4 D 1 internal_hash:hmac(sha256):0g",
+        "Invalid internal_hash argument: its key",
+        22,
+    ),
+    (
+        "a 0 4 D 1 internal_hash:hmac(sha256)",
+        "Error setting internal hash key: 'hmac(sha256)': it needs a key",
+        126,
+    ),
+    (
+        "a 0 4 D 1 internal_hash:sha256:00",
+        "Error setting internal hash key: 'sha256': it takes no key",
+        38,
+    ),
+    (
+        "a 0 4 D 1 journal_mac:crc32c:00",
+        "Error setting journal mac key: 'crc32c': its key has 4 bytes",
+        22,
+    ),
+    (
+        "a 0 4 J 1 journal_crypt:ctr(aes):00",
+        "Invalid journal cipher: 'ctr(aes)': encrypted journals are not supported",
+        2,
+    ),
+    (
+        "a 0 4 B 0",
+        "Bitmap mode can be only used with internal hash",
+        22,
+    ),
+    (
+        "a 0 4 D 1 allow_discards",
+        "Discard can be only used with internal hash",
+        22,
+    ),
+    (
+        "a 0 4 D 1 recalculate",
+        "Recalculate can only be specified with internal_hash",
+        22,
+    ),
+    (
+        "a 0 - D 2 recalculate internal_hash:hmac(sha1):00",
+        "Recalculating with HMAC is disabled for security reasons - if you really need it, use the argument \"legacy_recalculate\"",
+        95,
+    ),
+    ("a 8192 4 D 0", "Error reading superblock", 5),
+    (
+        "big 0 4 D 1 interleave_sectors:64",
+        "buffer_sectors 128 is more than interleave_sectors 64: data and tags would share buffers",
+        22,
+    ),
+    (
+        "small 0 4 D 0",
+        "Could not initialize superblock: the device is too small",
+        22,
+    ),
+    (
+        "junk 0 4 D 0",
+        "The device is not initialized: 7:2 has neither a superblock nor zeroes at sector 0",
+        22,
+    ),
+    (
+        "used 0 8 D 1 block_size:4096",
+        "Tag size doesn't match the information in superblock: 8 and 4",
+        22,
+    ),
+    (
+        "used 0 4 D 0",
+        "Block size doesn't match the information in superblock: 512 and 2^12",
+        22,
+    ),
+    (
+        "used 0 4 D 2 block_size:4096 journal_mac:crc32c",
+        "Journal mac mismatch",
+        22,
+    ),
+    (
+        "big 0 4 D 2 block_size:4096 meta_device:used",
+        "Invalid interleave_sectors in the superblock: 2^15",
+        22,
+    ),
+];
+
+#[test]
+fn every_argument_wrong_in_turn() {
+    let world = World::new();
+    for (name, sectors) in [
+        ("a", 8192),
+        ("used", 8192),
+        ("junk", 8192),
+        ("small", 64),
+        ("big", 16384),
+    ] {
+        world.memory(name, sectors);
+    }
+    let words = "0 2048 integrity used 0 - D 2 block_size:4096 internal_hash:crc32c";
+    world.live("i", words).destroy();
+    let junk = world.live("junk_itself", "0 8192 linear junk 0");
+    assert!(write_fill(&*junk, 7, 1, 1).is_ok());
+    junk.destroy();
+    for (words, text, errno) in WRONG {
+        let dev = world.mapped("i");
+        let error = load(&dev, &format!("0 2048 integrity {words}")).unwrap_err();
+        assert_eq!(
+            (error.to_string(), error.errno()),
+            (format!("integrity: {text}"), *errno),
+            "{words}"
+        );
+        // A device is formatted at the end, when everything else is right.
+        let blank = world.live("blank", "0 8192 linear a 0");
+        assert!(fills(&*blank, 0, 8192, 0), "{words}");
+        blank.destroy();
+    }
+    let dev = world.mapped("i");
+    let too_long = "0 8192 integrity used 0 4 D 2 block_size:4096 internal_hash:crc32c";
+    let error = load(&dev, too_long).unwrap_err().to_string();
+    let text = "integrity: Not enough provided sectors for requested mapping size: ";
+    assert!(
+        error.starts_with(text) && error.ends_with(" for 8192"),
+        "{error}"
+    );
+    let error = load(&dev, "0 8 zero\n8 8 integrity a 0 4 D 0").unwrap_err();
+    assert!(error.to_string().contains("must appear alone"), "{error}");
 }

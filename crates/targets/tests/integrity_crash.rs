@@ -47,7 +47,10 @@ const KINDS: [&str; 4] = [
 fn line(mode: char, kind: &str) -> String {
     let kind = kind.replace("sectors_per_bit:16", "sectors_per_bit:16 commit_time:200");
     let kind = format!("{kind} bitmap_flush_interval:500");
-    format!("0 {SIZE} integrity a 0 - {mode} {} {kind}", kind.split(' ').count())
+    format!(
+        "0 {SIZE} integrity a 0 - {mode} {} {kind}",
+        kind.split(' ').count()
+    )
 }
 
 /// Versions, flushes, suspends and idle time until the power is cut or `steps` are done.
@@ -125,13 +128,15 @@ fn check(what: &str, dev: &dyn BlockDevice, cells: &[(u32, u32)], may_be_damaged
 }
 
 fn seeds() -> u64 {
-    std::env::var("THINMAP_SEEDS").map_or(60, |n| n.parse().expect("THINMAP_SEEDS is a number"))
+    std::env::var("THINMAP_SEEDS").map_or(30, |n| n.parse().expect("THINMAP_SEEDS is a number"))
 }
 
 fn cut(seed: u64, mode: char, kind: &str, twice: bool) {
     let what = format!("seed {seed}, mode {mode}, {kind}");
     let mut rng = SmallRng::seed_from_u64(seed);
-    let notes: Notes = (1..=CELLS as u32).map(|version| (version, version)).collect();
+    let notes: Notes = (1..=CELLS as u32)
+        .map(|version| (version, version))
+        .collect();
     let machine = Machine::new(seed, &DISKS, notes);
     let (lab, time) = lab();
     for (index, name) in NAMES.into_iter().enumerate() {

@@ -5,6 +5,7 @@ disk M 4M
 
 bytes() { dd if="$1" bs=512 skip="$2" count="$3" status=none | sha256sum; }
 superblock() { dd if="$1" bs=512 count=1 status=none | head -c 48 | od -An -v -tx1; }
+blank() { blkdiscard -fz "$1" 2>/dev/null; }
 # same NAME SECTOR COUNT SEED: as holds, past the page cache, which reads what was not asked for.
 same() {
     pattern "$4" "$3" >"$WORK/.want"
@@ -67,7 +68,7 @@ quiet dmsetup remove i
 superblock "$A"
 title recalculation
 for mode in D J B; do
-    blkdiscard -fz "$A"
+    blank "$A"
     run dmsetup create i --table "0 8192 integrity $A 0 - $mode 2 internal_hash:crc32c recalculate"
     recalculated i
     run dmsetup table i
@@ -83,19 +84,19 @@ for mode in D J B; do
     quiet dmsetup remove i
 done
 title 'recalculation with a key'
-blkdiscard -fz "$A"
+blank "$A"
 run dmsetup create i --table "0 8192 integrity $A 0 - J 2 internal_hash:hmac(sha256):00ff recalculate"
 run dmsetup create i --table "0 8192 integrity $A 0 - J 3 internal_hash:hmac(sha256):00ff recalculate legacy_recalculate"
 recalculated i
 run dmsetup table i
 quiet dmsetup remove i
-blkdiscard -fz "$A"
+blank "$A"
 run dmsetup create i --table "0 8192 integrity $A 0 - J 4 internal_hash:hmac(sha256):00ff recalculate fix_hmac journal_mac:hmac(sha256):11"
 recalculated i
 quiet dmsetup remove i
 try bad "0 8192 integrity $A 0 32 J 3 internal_hash:hmac(sha256):00ff fix_hmac journal_mac:hmac(sha256):12"
 title 'signed journals'
-blkdiscard -fz "$A"
+blank "$A"
 run dmsetup create i --table "0 8192 integrity $A 0 - J 3 internal_hash:crc32c journal_mac:hmac(sha256):00112233 journal_sectors:600"
 run dmsetup table i
 superblock "$A"
@@ -114,7 +115,7 @@ run dd if="$DEVDIR/i" of=/dev/null bs=4k count=1 iflag=direct status=none
 run dmsetup status i
 quiet dmsetup remove i
 title 'a journal that is damaged'
-blkdiscard -fz "$A"
+blank "$A"
 run dmsetup create i --table "0 8192 integrity $A 0 - J 2 internal_hash:crc32c journal_sectors:600"
 write i 0 64 one
 cp "$WORK/A.img" "$WORK/cut.img"
@@ -135,7 +136,7 @@ run dmsetup status i
 quiet dmsetup remove i
 title discards
 for mode in D J B; do
-    blkdiscard -fz "$A"
+    blank "$A"
     run dmsetup create i --table "0 8192 integrity $A 0 - $mode 2 internal_hash:crc32c allow_discards"
     run dmsetup table i
     write i 0 64 one
@@ -143,7 +144,7 @@ for mode in D J B; do
     quiet dmsetup remove i
 done
 title 'another size'
-blkdiscard -fz "$M"
+blank "$M"
 run dmsetup create i --table "0 8192 integrity $B 0 - J 2 internal_hash:crc32c meta_device:$M"
 write i 0 64 one
 quiet dmsetup remove i
@@ -157,7 +158,7 @@ quiet dmsetup remove i
 superblock "$M"
 title integritysetup
 i() { run $VIA integritysetup -q "$@"; }
-blkdiscard -fz "$A"
+blank "$A"
 i format "$A"
 superblock "$A"
 i dump "$A"

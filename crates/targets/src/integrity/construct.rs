@@ -152,7 +152,11 @@ pub(super) fn construct(
     }
     let shared = Shared {
         begin,
-        tags: Tags::new(meta.clone(), layout.tags_sector(), layout.log2_buffer),
+        tags: Tags::new(
+            meta.clone(),
+            (layout.tags_sector(), layout.log2_buffer),
+            tag_size,
+        ),
         data,
         meta,
         layout,

@@ -81,6 +81,12 @@ impl Shared {
             * self.layout.tag_size as usize
     }
 
+    /// Sets the tags from that of the block at a sector of the line on.
+    pub fn set_tags(&self, buffers: &Buffers, (sector, place): (u64, TagPlace), tags: &[u8]) {
+        let block = sector >> self.layout.log2_block;
+        self.tags.set(buffers, (block, place.offset), tags);
+    }
+
     /// The tags of these data; zeroes where nobody makes any.
     pub fn tags_for(&self, sector: u64, data: &[u8], tags: &mut [u8]) {
         let Some(hash) = &self.internal_hash else {
@@ -222,7 +228,7 @@ impl Shared {
         let shared = self.clone();
         self.tags.fetch(buffers, move |got| match got {
             Ok(buffers) => {
-                shared.tags.set(&buffers, place.offset, &tags);
+                shared.set_tags(&buffers, (range.start, place), &tags);
                 shared.submit_write(io, range);
             }
             Err(status) => shared.end(io, &range, status),
@@ -287,7 +293,11 @@ impl Shared {
         let sector = io.sector.raw() + *done as u64 * self.layout.block_sectors();
         let data = &io.buf.as_slice()[*done * self.layout.block_bytes()..];
         let tags = &tags[*done * self.layout.tag_size as usize..];
-        *done += journal.put(sector, data, tags);
+        let count = journal.put(sector, data, tags);
+        if let Some(kept) = &fast.kept {
+            kept.put(sector, &data[..count * self.layout.block_bytes()]);
+        }
+        *done += count;
         *done as u64 == io.sectors.raw() >> self.layout.log2_block
     }
 

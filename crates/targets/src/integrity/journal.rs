@@ -239,6 +239,11 @@ impl Journal {
         self.free
     }
 
+    /// The entry that the next block gets.
+    pub fn position(&self) -> u32 {
+        self.free_section * self.shape.entries + self.free_entry
+    }
+
     /// Where the next section to be written is.
     pub fn free_section(&self) -> u32 {
         self.free_section

@@ -3,10 +3,12 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
 
+use thinmap_dm::MemoryKeeper;
 use thinmap_units::BlkStatus;
 
 use super::bits::{self, BITMAP_BLOCK, Bits};
 use super::journal::{Journal, Span, next_seq};
+use super::kept::{KeptJournal, Marks};
 use super::replay::examine;
 use super::shared::{Mode, Shared, Slow};
 use super::superblock::flag;
@@ -227,6 +229,65 @@ impl Shared {
         self.write_home(&blocks);
     }
 
+    /// Does what the last process died over, and keeps what the next one will need.
+    ///
+    /// CRASH: what was left stays where it is until it is durable; done twice, it is the same.
+    pub fn take_over(
+        self: &Arc<Self>,
+        slow: &mut Slow,
+        keeper: Arc<dyn MemoryKeeper>,
+        name: String,
+    ) -> std::io::Result<()> {
+        match self.mode {
+            Mode::Journal => {
+                let kept = KeptJournal::open(keeper, name, &self.layout)?;
+                let left = kept.left();
+                if !left.is_empty() {
+                    self.put_left(left);
+                    self.commit(slow);
+                }
+                let mut fast = self.fast.lock();
+                if let Some(journal) = &fast.journal
+                    && self.failed().is_none()
+                {
+                    kept.reset(journal.position());
+                    fast.kept = Some(kept);
+                }
+            }
+            Mode::Direct if self.internal_hash.is_some() => {
+                let marks = Marks::open(keeper, name, &self.layout)?;
+                for blocks in marks.left() {
+                    let log2 = self.layout.log2_block;
+                    let range = blocks.start << log2..blocks.end << log2;
+                    if let Err((what, status)) = self.recalculate_range(&range) {
+                        self.fail(what, status);
+                    }
+                }
+                self.flush_all();
+                if self.failed().is_none() {
+                    marks.reset();
+                    self.tags.marks.store(Some(Arc::new(marks)));
+                }
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// Puts blocks into the journal, which is empty and has room for as many.
+    fn put_left(&self, left: std::collections::BTreeMap<u64, Vec<u8>>) {
+        let mut tag = vec![0; self.layout.tag_size as usize];
+        let mut fast = self.fast.lock();
+        for (sector, block) in left {
+            if let Some(journal) = &mut fast.journal
+                && sector < self.layout.provided
+            {
+                self.tags_for(sector, &block, &mut tag);
+                journal.put(sector, &block, &tag);
+            }
+        }
+    }
+
     /// After a suspend: everything becomes durable, and the device one that needs no replay.
     pub fn end_all(self: &Arc<Self>, slow: &mut Slow) {
         if self.mode == Mode::Recovery {
@@ -240,6 +301,9 @@ impl Shared {
             Mode::Journal => {
                 self.write_out();
                 self.flush_all();
+                if let Some(kept) = self.fast.lock().kept.take() {
+                    kept.forget();
+                }
                 let place = self
                     .fast
                     .lock()
@@ -257,7 +321,11 @@ impl Shared {
                 self.set_flag(flag::DIRTY_BITMAP, false);
                 self.write_superblock(slow);
             }
-            _ => {}
+            _ => {
+                if let Some(marks) = self.tags.marks.swap(None) {
+                    marks.forget();
+                }
+            }
         }
         if let Some(done) = self.recalculated_before()
             && done < self.layout.provided

@@ -9,6 +9,7 @@ mod construct;
 mod data;
 mod hash;
 mod journal;
+mod kept;
 mod layout;
 mod life;
 mod ranges;
@@ -24,10 +25,11 @@ use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
 use thinmap_block::{Io, Op, QueueLimits};
 use thinmap_dm::{
-    ConstructCx, DeviceRole, DeviceUse, MapOutcome, ResumeError, StatusFlags, StatusKind,
-    TableError, Target, TargetArgs, TargetFeatures, TargetInfo, TargetType,
+    ConstructCx, DeviceRole, DeviceUse, Environment, KeptMemory, MapOutcome, ResumeError,
+    StatusFlags, StatusKind, TableError, Target, TargetArgs, TargetFeatures, TargetInfo,
+    TargetType,
 };
-use thinmap_units::Sector;
+use thinmap_units::{DevNo, Sector};
 
 use self::args::Args;
 use self::construct::construct;
@@ -76,6 +78,8 @@ impl TargetType for IntegrityType {
             watermark: made.watermark,
             beginning: made.beginning,
             was_live: AtomicBool::new(false),
+            env: cx.env.clone(),
+            dev_no: cx.dev_no,
             shared,
         }))
     }
@@ -88,6 +92,8 @@ struct Integrity {
     watermark: u64,
     beginning: Beginning,
     was_live: AtomicBool,
+    env: Arc<Environment>,
+    dev_no: DevNo,
     shared: SharedRef,
 }
 
@@ -296,6 +302,14 @@ impl Target for Integrity {
             ..self.beginning
         };
         self.shared.begin(&mut slow, how);
+        if let Some(keeper) = self.env.shared.of::<KeptMemory>().keeper() {
+            let name = format!("{NAME}-{}", self.dev_no);
+            let kept = self.shared.take_over(&mut slow, keeper, name);
+            kept.map_err(|error| {
+                let errno = error.raw_os_error().unwrap_or(EIO);
+                ResumeError::new(NAME, format!("memory for the next daemon: {error}"), errno)
+            })?;
+        }
         drop(slow);
         self.shared.running.store(true, SeqCst);
         self.shared.wake();
@@ -307,5 +321,6 @@ const NAME: &str = "integrity";
 const VERSION: [u32; 3] = [1, 10, 0];
 /// Flags that say where things lie, and how they are signed.
 const LAYOUT_FLAGS: u32 = flag::JOURNAL_MAC | flag::FIXED_PADDING | flag::FIXED_HMAC;
+const EIO: i32 = 5;
 const ENOMEM: i32 = 12;
 const EINVAL: i32 = 22;

@@ -72,7 +72,8 @@ impl Shared {
         }
     }
 
-    fn recalculate_range(
+    /// Makes the tags of a range, which nobody else is at work on, anew.
+    pub fn recalculate_range(
         self: &Arc<Self>,
         range: &Range<u64>,
     ) -> Result<(), (&'static str, BlkStatus)> {
@@ -107,7 +108,7 @@ impl Shared {
             (at, sector) = (at + bytes, end);
         }
         let buffers = fetching.wait().map_err(|status| ("reading tags", status))?;
-        self.tags.set(&buffers, place.offset, &tags);
+        self.set_tags(&buffers, (range.start, place), &tags);
         let mut fast = self.fast.lock();
         if let Some(bits) = &mut fast.bits {
             let whole = bits.round_down(range.start)..bits.round_down(range.end);

@@ -14,6 +14,7 @@ use thinmap_units::{BlkStatus, Sector};
 use super::bits::Bits;
 use super::hash::Hash;
 use super::journal::{Journal, Signer};
+use super::kept::KeptJournal;
 use super::layout::Layout;
 use super::superblock::Superblock;
 use super::tags::Tags;
@@ -88,6 +89,8 @@ pub(super) struct Fast {
     pub ranges: super::ranges::Ranges,
     /// In J, and while a journal is replayed.
     pub journal: Option<Journal>,
+    /// Of that, what a daemon that dies must not forget.
+    pub kept: Option<KeptJournal>,
     /// In B.
     pub bits: Option<Bits>,
     /// Flushes, and FUA writes that have been done.

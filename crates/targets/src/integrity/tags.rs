@@ -8,11 +8,14 @@ use std::ops::{Range, RangeInclusive};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 
+use arc_swap::ArcSwapOption;
 use parking_lot::{Condvar, Mutex};
 use smallvec::SmallVec;
 use thinmap_block::{BlockDevice, EndIo, Io, IoFlags, Op, submit_all_and_wait};
 use thinmap_runtime::{IoBuf, Waiting, simulate};
 use thinmap_units::{BlkStatus, Sector};
+
+use super::kept::Marks;
 
 /// Memory for tags; more only while all of it is dirty or held.
 const CACHE_BYTES: usize = 32 << 20;
@@ -29,8 +32,12 @@ pub(super) struct Tags {
     /// What a write is a multiple of, in bytes.
     unit: usize,
     buffers_max: usize,
+    /// Of a tag.
+    tag_bytes: i64,
     state: Mutex<State>,
     dirty: AtomicUsize,
+    /// Where it is noted which tags are only in memory.
+    pub marks: ArcSwapOption<Marks>,
 }
 
 #[derive(Default)]
@@ -57,6 +64,8 @@ struct Content {
     buf: IoBuf,
     /// What the device does not have yet; empty when it has all.
     dirty: Range<usize>,
+    /// The blocks of tags that were dirty since all of them were written, and all blocks whose tags are here.
+    marked: Option<(Range<u64>, Range<u64>)>,
 }
 
 /// Buffers one after another.
@@ -76,7 +85,11 @@ struct Gathered {
 
 impl Tags {
     /// Buffers of `1 << log2_sectors` sectors from `first` on.
-    pub fn new(device: Arc<dyn BlockDevice>, first: Sector, log2_sectors: u8) -> Arc<Self> {
+    pub fn new(
+        device: Arc<dyn BlockDevice>,
+        (first, log2_sectors): (Sector, u8),
+        tag_bytes: u32,
+    ) -> Arc<Self> {
         let bytes = 512 << log2_sectors;
         let unit = (device.limits().logical_block_size as usize).min(bytes);
         Arc::new(Self {
@@ -85,8 +98,10 @@ impl Tags {
             bytes,
             unit,
             buffers_max: (CACHE_BYTES / bytes).max(16),
+            tag_bytes: tag_bytes.into(),
             state: Mutex::default(),
             dirty: AtomicUsize::new(0),
+            marks: ArcSwapOption::empty(),
         })
     }
 
@@ -167,16 +182,25 @@ impl Tags {
         });
     }
 
-    /// Sets tags from byte `offset` of the first buffer on.
-    pub fn set(&self, buffers: &Buffers, offset: usize, tags: &[u8]) {
+    /// Sets the tags of blocks from number `block` of the line on, from byte `offset` of the first buffer on.
+    pub fn set(&self, buffers: &Buffers, (block, offset): (u64, usize), tags: &[u8]) {
+        let marks = self.marks.load();
         self.each_part(buffers, offset, tags.len(), |buffer, at, part| {
             let mut content = buffer.content.lock();
-            let Content { buf, dirty } = &mut *content;
-            let (place, tags) = (&mut buf.as_mut_slice()[at.start..at.end], &tags[part]);
-            if place == tags {
+            let Content { buf, dirty, marked } = &mut *content;
+            let place = &mut buf.as_mut_slice()[at.start..at.end];
+            if *place == tags[part.clone()] {
                 return;
             }
-            place.copy_from_slice(tags);
+            if let Some(marks) = &*marks {
+                let (of_part, of_buffer) = self.blocks_of(block, &at, &part);
+                // First: the data follow.
+                marks.set(&of_part);
+                let before = marked.take().map_or(of_part.clone(), |(before, _)| before);
+                let all = before.start.min(of_part.start)..before.end.max(of_part.end);
+                *marked = Some((all, of_buffer));
+            }
+            place.copy_from_slice(&tags[part]);
             let was_clean = dirty.start == dirty.end;
             *dirty = match was_clean {
                 true => at,
@@ -188,6 +212,23 @@ impl Tags {
                 self.dirty.fetch_add(1, SeqCst);
             }
         });
+    }
+
+    /// Blocks that a part of tags belongs to, whole or not, when the first tag is that of `block`; and blocks whose tags are in
+    /// that buffer as a whole.
+    fn blocks_of(
+        &self,
+        block: u64,
+        at: &Range<usize>,
+        part: &Range<usize>,
+    ) -> (Range<u64>, Range<u64>) {
+        let size = self.tag_bytes;
+        let of_part = block + part.start as u64 / size as u64
+            ..block + (part.end as u64).div_ceil(size as u64);
+        let begin = part.start as i64 - at.start as i64;
+        let first = block as i64 - (-begin).div_euclid(size);
+        let last = block as i64 + (begin + self.bytes as i64).div_euclid(size);
+        (of_part, first.max(0) as u64..last.max(0) as u64)
     }
 
     fn each_part(
@@ -235,8 +276,24 @@ impl Tags {
             result = ended
                 .iter()
                 .fold(result, |first, (_, status)| first.and(*status));
+            if result.is_ok() {
+                some.iter().for_each(|buffer| self.unmark(buffer));
+            }
         }
         result
+    }
+}
+
+impl Tags {
+    /// All of a buffer has been written, unless it is dirty again.
+    fn unmark(&self, buffer: &Buffer) {
+        let mut content = buffer.content.lock();
+        if content.dirty.start == content.dirty.end
+            && let Some((blocks, whole)) = content.marked.take()
+            && let Some(marks) = &*self.marks.load()
+        {
+            marks.clear(&blocks, &whole);
+        }
     }
 }
 
@@ -269,7 +326,11 @@ impl EndIo for Tags {
             Some(Slot::Coming(waiting)) => waiting,
             _ => Vec::new(),
         };
-        let content = Mutex::new(Content { buf, dirty: 0..0 });
+        let content = Mutex::new(Content {
+            buf,
+            dirty: 0..0,
+            marked: None,
+        });
         let buffer = Arc::new(Buffer { number, content });
         if status.is_ok() {
             state.make_room(self.buffers_max);

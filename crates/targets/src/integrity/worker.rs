@@ -169,8 +169,16 @@ impl Shared {
         let (flushes, span) = {
             let mut fast = self.fast.lock();
             let flushes = std::mem::take(&mut fast.flushes);
-            let journal = fast.journal.as_mut();
-            (flushes, journal.map(|journal| journal.begin_commit()))
+            let Fast { journal, kept, .. } = &mut *fast;
+            let span = journal.as_mut().map(|journal| {
+                let free = journal.free();
+                let span = journal.begin_commit();
+                if let Some(kept) = kept {
+                    kept.skip(free - journal.free());
+                }
+                span
+            });
+            (flushes, span)
         };
         match span {
             None => self.flush_all(),
@@ -180,8 +188,16 @@ impl Shared {
                 let to_end = span.count.min(sections - span.first);
                 self.write_sections(span.first, to_end);
                 self.write_sections(0, span.count - to_end);
-                if let Some(journal) = &mut self.fast.lock().journal {
+                let mut fast = self.fast.lock();
+                let Fast { journal, kept, .. } = &mut *fast;
+                if let Some(journal) = journal
+                    && self.failed().is_none()
+                {
                     journal.end_commit(span);
+                    if let Some(kept) = kept {
+                        let entries = u64::from(self.layout.shape.entries);
+                        kept.committed(u64::from(span.count) * entries);
+                    }
                 }
             }
             Some(_) => {}
@@ -302,7 +318,7 @@ impl Shared {
                     journal.is_home(*sector, *position);
                 }
             }
-            self.tags.set(&buffers, self.tags_of(range).1.offset, &tags);
+            self.set_tags(&buffers, (range.start, self.tags_of(range).1), &tags);
             let sectors = Sector(range.end - range.start);
             let to = self.layout.data_sector(range.start);
             requests.push((Op::Write, IoFlags::default(), to, sectors, buf));
@@ -429,7 +445,7 @@ impl Shared {
             (Err(status), _) | (_, Some(status)) => status,
             (Ok(buffers), None) => {
                 let tags = vec![DISCARDED; self.tag_bytes(&range)];
-                self.tags.set(&buffers, place.offset, &tags);
+                self.set_tags(&buffers, (range.start, place), &tags);
                 self.flush_all();
                 let to = self.layout.data_sector(range.start);
                 let request = (Op::Discard, io.flags, to, io.sectors, IoBuf::empty());
