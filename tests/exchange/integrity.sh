@@ -1,7 +1,7 @@
 # Integrity lines over an image each, written, changed and read back by whoever has `dmsetup`: the kernel or thinmap.
 #
 # Sourced after conformance/prelude.sh, with IMAGES naming a directory that holds iN.img, mN.img (tags), and of each line that is
-# journaled or has a bitmap the images as they were while the line was in use, under cut/; and the manifest: one line "number
+# journaled or has a bitmap the images as they were while the line was in use, cut_iN.img and cut_mN.img; and the manifest: one line "number
 # sha256" for each line.
 
 SECTORS=12288
@@ -18,15 +18,15 @@ LINES="0 D internal_hash:crc32c
 COUNT=9
 LAST=$((COUNT - 1))
 
-# open_line NUMBER DIRECTORY: the line iNUMBER over the images there.
+# open_line NUMBER PREFIX: the line iNUMBER over the images there that begin so.
 open_line() {
     set -- "$1" "$2" $(echo "$LINES" | grep "^$1 ")
-    number=$1 directory=$2 mode=$4
+    number=$1 prefix=$2 mode=$4
     shift 4
     words=
     count=0
     for image in i m; do
-        loop=$(losetup -f --show "$directory/$image$number.img") || echo "= no loop device"
+        loop=$(losetup -f --show "$prefix$image$number.img") || echo "= no loop device"
         LOOPS="$loop $LOOPS"
         eval "$image=$loop"
     done
@@ -47,11 +47,9 @@ note_all() {
 
 # cut_all: keeps what the devices hold now, before anything ends in good order.
 cut_all() {
-    rm -rf "$IMAGES/cut"
-    mkdir "$IMAGES/cut"
     for number in $(seq 1 7); do
         for image in i m; do
-            cp "$IMAGES/$image$number.img" "$IMAGES/cut/"
+            cp "$IMAGES/$image$number.img" "$IMAGES/cut_$image$number.img"
         done
     done
 }
@@ -66,7 +64,7 @@ make_images() {
     for number in $(seq 0 $LAST); do
         truncate -s 8M "$IMAGES/i$number.img"
         truncate -s 2M "$IMAGES/m$number.img"
-        open_line "$number" "$IMAGES"
+        open_line "$number" "$IMAGES/"
         head -c $((SECTORS * 512)) /dev/urandom | dd of="$DEVDIR/i$number" bs=1M iflag=fullblock oflag=direct conv=fsync status=none
     done
     change_images
@@ -74,7 +72,7 @@ make_images() {
 
 open_images() {
     for number in $(seq 0 $LAST); do
-        open_line "$number" "$IMAGES"
+        open_line "$number" "$IMAGES/"
     done
 }
 
@@ -106,7 +104,7 @@ check_images() {
 # check_cut: the same of lines that were not ended.
 check_cut() {
     for number in $(seq 1 7); do
-        open_line "$number" "$IMAGES/cut"
+        open_line "$number" "$IMAGES/cut_"
         check_one "$number" "$(sed -n "s/^$number //p" "$IMAGES/manifest")" ' after a cut'
         quiet dmsetup remove "i$number"
     done

@@ -310,7 +310,7 @@ fn the_table_line_makes_the_same_line_again() {
         ("D", "internal_hash:crc32c"),
         (
             "J",
-            "journal_watermark:33 commit_time:77 block_size:2048 internal_hash:hmac(sha256):0a0b journal_mac:hmac(sha1):ff fix_hmac fix_padding",
+            "journal_watermark:33 commit_time:77 journal_crypt:cbc(aes):00112233445566778899aabbccddeeff block_size:2048 internal_hash:hmac(sha256):0a0b journal_mac:hmac(sha1):ff fix_hmac fix_padding",
         ),
         (
             "B",
@@ -446,8 +446,23 @@ const WRONG: &[(&str, &str, i32)] = &[
     ),
     (
         "a 0 4 J 1 journal_crypt:ctr(aes):00",
-        "Invalid journal cipher: 'ctr(aes)': encrypted journals are not supported",
+        "Error setting encryption key: 'ctr(aes)': its key has 16, 24 or 32 bytes",
+        22,
+    ),
+    (
+        "a 0 4 J 1 journal_crypt:cbc(aes)",
+        "Error setting encryption key: 'cbc(aes)': it needs a key",
+        126,
+    ),
+    (
+        "a 0 4 J 1 journal_crypt:xts(aes):00112233",
+        "Invalid journal cipher: 'xts(aes)': there is no such cipher",
         2,
+    ),
+    (
+        "a 0 - B 2 internal_hash:crc32c journal_crypt:cbc(aes):00112233445566778899aabbccddeeff",
+        "journal_crypt cannot be used in bitmap mode",
+        22,
     ),
     (
         "a 0 4 B 0",

@@ -36,11 +36,13 @@ const NAMES: [&str; 2] = ["a", "m"];
 /// By cell: the version that was flushed, and the one last written.
 type Notes = Vec<(u32, u32)>;
 
-/// Journals of one section, of three, and with signatures; tags between the data and on a device of their own.
-const KINDS: [&str; 4] = [
+/// Journals of one section, of three, with signatures, encrypted; tags between the data and on a device of their own.
+const KINDS: [&str; 6] = [
     "journal_sectors:88 interleave_sectors:64 buffer_sectors:8 fix_padding internal_hash:sha256",
     "journal_sectors:264 interleave_sectors:512 fix_padding fix_hmac internal_hash:hmac(sha256):0102 journal_mac:hmac(sha256):0304",
     "journal_sectors:800 block_size:4096 meta_device:m internal_hash:crc32c",
+    "journal_sectors:264 interleave_sectors:512 fix_padding internal_hash:sha256 journal_crypt:ctr(aes):000102030405060708090a0b0c0d0e0f journal_mac:crc32c",
+    "journal_sectors:264 interleave_sectors:512 fix_padding internal_hash:sha256 journal_crypt:cbc(aes):000102030405060708090a0b0c0d0e0f1011121314151617",
     "journal_sectors:600 internal_hash:xxhash64 buffer_sectors:1 interleave_sectors:256 sectors_per_bit:16",
 ];
 
@@ -128,7 +130,7 @@ fn check(what: &str, dev: &dyn BlockDevice, cells: &[(u32, u32)], may_be_damaged
 }
 
 fn seeds() -> u64 {
-    std::env::var("THINMAP_SEEDS").map_or(30, |n| n.parse().expect("THINMAP_SEEDS is a number"))
+    std::env::var("THINMAP_SEEDS").map_or(20, |n| n.parse().expect("THINMAP_SEEDS is a number"))
 }
 
 fn cut(seed: u64, mode: char, kind: &str, twice: bool) {
@@ -189,8 +191,8 @@ fn cut_in_replay(seed: u64, mode: char, kind: &str, images: Vec<Vec<u8>>) -> Vec
 fn cut_all(mode: char, twice: bool) {
     for seed in 0..seeds() {
         for kind in KINDS {
-            // Recalculation does not protect its beginning, so that there is none with keys.
-            if mode != 'B' || !kind.contains("hmac") {
+            // With keys there is no recalculation, and an encrypted journal is no bitmap.
+            if mode != 'B' || !kind.contains("hmac") && !kind.contains("crypt") {
                 cut(seed, mode, kind, twice);
             }
         }

@@ -45,6 +45,7 @@ pub(super) struct Args {
     /// Milliseconds.
     pub bitmap_flush_interval: u32,
     pub internal_hash: Option<HashSpec>,
+    pub journal_crypt: Option<HashSpec>,
     pub journal_mac: Option<HashSpec>,
     pub recalculate: bool,
     pub reset_recalculate: bool,
@@ -107,6 +108,7 @@ impl Args {
             log2_sectors_per_bit: None,
             bitmap_flush_interval: BITMAP_FLUSH_INTERVAL,
             internal_hash: None,
+            journal_crypt: None,
             journal_mac: None,
             recalculate: false,
             reset_recalculate: false,
@@ -171,13 +173,7 @@ impl Args {
             "bitmap_flush_interval" => self.bitmap_flush_interval = number()?,
             "internal_hash" => self.internal_hash = Some(spec()?),
             "journal_mac" => self.journal_mac = Some(spec()?),
-            "journal_crypt" => {
-                let name = value.split(':').next().unwrap_or_default();
-                let reason = format!(
-                    "Invalid journal cipher: '{name}': encrypted journals are not supported"
-                );
-                return Err(TableError::new(NAME, reason, ENOENT));
-            }
+            "journal_crypt" => self.journal_crypt = Some(spec()?),
             _ => return Err(invalid()),
         }
         Ok(())
@@ -209,5 +205,3 @@ impl Args {
 fn log2_buffer(sectors: u32) -> u8 {
     sectors.max(1).ilog2().min(LOG2_BUFFER_MAX) as u8
 }
-
-const ENOENT: i32 = 2;

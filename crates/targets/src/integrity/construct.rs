@@ -11,7 +11,9 @@ use thinmap_units::Sector;
 use super::NAME;
 use super::args::Args;
 use super::bits::BITMAP_BLOCK;
+use super::cipher::JournalCipher;
 use super::hash::{BadHash, Hash, HashSpec};
+use super::journal::COMMIT_IDS;
 use super::layout::{Layout, Shape, Wanted};
 use super::life::Beginning;
 use super::shared::{Fast, Mode, Shared, Slow, Tuning};
@@ -51,6 +53,33 @@ fn hash_of(spec: Option<&HashSpec>, what: &str) -> Result<Option<Hash>, TableErr
         }
         BadHash::Key(errno, why) => {
             let reason = format!("Error setting {what} key: '{}': {why}", spec.name);
+            TableError::new(NAME, reason, errno)
+        }
+    })
+}
+
+fn cipher_of(args: &Args) -> Result<Option<JournalCipher>, TableError> {
+    let Some(spec) = args
+        .journal_crypt
+        .as_ref()
+        .filter(|_| args.mode != Mode::Recovery)
+    else {
+        return Ok(None);
+    };
+    if args.mode == Mode::Bitmap {
+        // A kernel writes what is in memory for the encrypted journal instead of its bitmap.
+        return Err(wrong("journal_crypt cannot be used in bitmap mode"));
+    }
+    JournalCipher::new(spec).map(Some).map_err(|bad| match bad {
+        BadHash::Unknown => {
+            let reason = format!(
+                "Invalid journal cipher: '{}': there is no such cipher",
+                spec.name
+            );
+            TableError::new(NAME, reason, ENOENT)
+        }
+        BadHash::Key(errno, why) => {
+            let reason = format!("Error setting encryption key: '{}': {why}", spec.name);
             TableError::new(NAME, reason, errno)
         }
     })
@@ -150,6 +179,11 @@ pub(super) fn construct(
         );
         return Err(TableError::new(NAME, reason, ENOMEM));
     }
+    let journal_cipher = cipher_of(args)?;
+    let commit_ids = match &journal_cipher {
+        Some(cipher) => cipher.commit_ids(layout.shape),
+        None => COMMIT_IDS,
+    };
     let shared = Shared {
         begin,
         tags: Tags::new(
@@ -168,6 +202,8 @@ pub(super) fn construct(
         },
         internal_hash,
         journal_mac,
+        journal_cipher,
+        commit_ids,
         allow_discards: args.allow_discards,
         salt: sb.has(flag::FIXED_HMAC).then_some(sb.salt),
         clock: cx.env.clock.clone(),

@@ -75,6 +75,10 @@ impl HashSpec {
         self.key.is_some()
     }
 
+    pub fn key(&self) -> Option<&[u8]> {
+        self.key.as_ref().map(|key| key.as_slice())
+    }
+
     /// As it was given.
     pub fn tell(&self, out: &mut String) {
         out.push_str(&self.name);
@@ -86,7 +90,7 @@ impl HashSpec {
 
     /// The algorithm with its key.
     pub fn hash(&self) -> Result<Hash, BadHash> {
-        let key = self.key.as_ref().map(|key| key.as_slice());
+        let key = self.key();
         let seed4 = |usual: u32| match key {
             None => Ok(usual),
             Some(key) => <[u8; 4]>::try_from(key)

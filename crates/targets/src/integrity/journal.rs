@@ -11,7 +11,9 @@ use super::hash::Hash;
 use super::layout::{COMMIT_ID_BYTES, ENTRY_SECTORS, Layout, MAC_BYTES, Shape};
 
 /// Commit ids by sequence number; XORed with a sector's place.
-const COMMIT_IDS: [u64; 4] = [
+pub(super) type CommitIds = [u64; 4];
+/// Those of a journal that is not encrypted.
+pub(super) const COMMIT_IDS: CommitIds = [
     0x1111_1111_1111_1111,
     0x2222_2222_2222_2222,
     0x3333_3333_3333_3333,
@@ -52,6 +54,7 @@ pub(super) struct Journal {
     shape: Shape,
     log2_block: u8,
     tag_size: usize,
+    ids: CommitIds,
     bytes: Vec<u8>,
     newest: BTreeMap<u64, u32>,
     pub commit_seq: u8,
@@ -65,12 +68,13 @@ pub(super) struct Journal {
 
 impl Journal {
     /// An empty one, as a device has it that was just formatted.
-    pub fn blank(layout: &Layout) -> Self {
+    pub fn blank(layout: &Layout, ids: CommitIds) -> Self {
         let shape = layout.shape;
         let mut journal = Self {
             shape,
             log2_block: layout.log2_block,
             tag_size: layout.tag_size as usize,
+            ids,
             bytes: vec![0; shape.all_sectors() as usize * 512],
             newest: BTreeMap::new(),
             commit_seq: 0,
@@ -99,15 +103,15 @@ impl Journal {
     /// The bytes of one empty section on disk.
     pub fn blank_section(
         layout: &Layout,
-        section: u32,
-        seq: u8,
+        ids: CommitIds,
+        (section, seq): (u32, u8),
         signer: Option<Signer>,
     ) -> Vec<u8> {
         let mut one = layout.clone();
         one.shape.sections = 1;
-        let mut journal = Self::blank(&one);
+        let mut journal = Self::blank(&one, ids);
         for sector in 0..journal.shape.sectors {
-            let id = commit_id(section, sector, seq);
+            let id = commit_id(&ids, section, sector, seq);
             journal.put_commit_id(0, sector, id);
         }
         if let Some(signer) = signer {
@@ -121,6 +125,11 @@ impl Journal {
         self.shape
     }
 
+    /// A section, as on disk but for encryption.
+    pub fn section(&self, section: u32) -> &[u8] {
+        &self.bytes[self.section_bytes(section, 1)]
+    }
+
     fn section_bytes(&self, first: u32, count: u32) -> Range<usize> {
         let sectors = self.shape.sectors as usize;
         first as usize * sectors * 512..(first + count) as usize * sectors * 512
@@ -129,11 +138,6 @@ impl Journal {
     /// All of it, as on disk.
     pub fn bytes_mut(&mut self) -> &mut [u8] {
         &mut self.bytes
-    }
-
-    /// All of it, as on disk.
-    pub fn bytes(&self) -> &[u8] {
-        &self.bytes
     }
 
     fn entry_at(&self, section: u32, entry: u32) -> usize {
@@ -171,7 +175,8 @@ impl Journal {
     }
 
     fn set_commit_id(&mut self, section: u32, sector: u32, seq: u8) {
-        self.put_commit_id(section, sector, commit_id(section, sector, seq));
+        let id = commit_id(&self.ids, section, sector, seq);
+        self.put_commit_id(section, sector, id);
     }
 
     /// The sequence number of a sector's commit id; `None` when it is no commit id of this place.
@@ -180,7 +185,7 @@ impl Journal {
         let mut le = [0; 8];
         le.copy_from_slice(&self.bytes[at + COMMIT_ID_AT..at + 512]);
         let id = u64::from_le_bytes(le);
-        (0..4).find(|seq| commit_id(section, sector, *seq) == id)
+        (0..4).find(|seq| commit_id(&self.ids, section, sector, *seq) == id)
     }
 
     fn section_mac(&self, section: u32, number: u32, signer: Signer) -> [u8; 64] {
@@ -416,6 +421,6 @@ impl Journal {
 }
 
 /// COMPAT: another one for each place, so that a sector written to a wrong place is noticed.
-fn commit_id(section: u32, sector: u32, seq: u8) -> u64 {
-    COMMIT_IDS[usize::from(seq)] ^ (u64::from(section) << 32 ^ u64::from(sector))
+fn commit_id(ids: &CommitIds, section: u32, sector: u32, seq: u8) -> u64 {
+    ids[usize::from(seq)] ^ (u64::from(section) << 32 ^ u64::from(sector))
 }

@@ -139,9 +139,15 @@ impl Shared {
 
     /// Writes what the journal has to where it belongs, and makes it ready for more.
     fn replay(self: &Arc<Self>, just_formatted: bool) {
-        let mut journal = Journal::blank(&self.layout);
+        let mut journal = Journal::blank(&self.layout, self.commit_ids);
         if !just_formatted {
             self.read_journal(journal.bytes_mut());
+            if let Some(cipher) = &self.journal_cipher {
+                let bytes = self.layout.shape.sectors as usize * 512;
+                for (number, section) in (0..).zip(journal.bytes_mut().chunks_mut(bytes)) {
+                    cipher.decrypt(number, section);
+                }
+            }
         }
         if self.failed().is_none() {
             match examine(&journal) {

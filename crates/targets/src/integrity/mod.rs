@@ -5,6 +5,7 @@
 
 mod args;
 mod bits;
+mod cipher;
 mod construct;
 mod data;
 mod hash;
@@ -170,6 +171,7 @@ impl Integrity {
         }
         for (word, spec) in [
             ("internal_hash", &args.internal_hash),
+            ("journal_crypt", &args.journal_crypt),
             ("journal_mac", &args.journal_mac),
         ] {
             if let Some(spec) = spec {

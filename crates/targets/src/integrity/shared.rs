@@ -12,8 +12,9 @@ use thinmap_runtime::{ActorHandle, Clock, IoBuf, Waiting, simulate};
 use thinmap_units::{BlkStatus, Sector};
 
 use super::bits::Bits;
+use super::cipher::JournalCipher;
 use super::hash::Hash;
-use super::journal::{Journal, Signer};
+use super::journal::{CommitIds, Journal, Signer};
 use super::kept::KeptJournal;
 use super::layout::Layout;
 use super::superblock::Superblock;
@@ -64,6 +65,8 @@ pub(super) struct Shared {
     pub tuning: Tuning,
     pub internal_hash: Option<Hash>,
     pub journal_mac: Option<Hash>,
+    pub journal_cipher: Option<JournalCipher>,
+    pub commit_ids: CommitIds,
     pub allow_discards: bool,
     /// Hashed before everything else, where the superblock says so.
     pub salt: Option<[u8; 16]>,
@@ -279,24 +282,47 @@ impl Shared {
         }
     }
 
-    /// Writes empty sections.
-    pub fn write_blank(&self, first: u32, count: u32, seq: u8) {
+    /// Writes sections durably, encrypted where they are to be; `image` gives one to be looked at.
+    pub fn write_sections(
+        &self,
+        (first, count): (u32, u32),
+        image: &dyn Fn(u32, &mut dyn FnMut(&[u8])),
+    ) {
         let sectors = u64::from(self.layout.shape.sectors);
-        let signer = self.signer();
         let (from, all) = (u64::from(first) * sectors, u64::from(count) * sectors);
         self.write_journal(from, all, &|part, bytes| {
             let mut at = part.start;
             let mut rest = bytes;
             while !rest.is_empty() {
-                let section = at / sectors;
+                let section = (at / sectors) as u32;
                 let skip = (at % sectors * 512) as usize;
-                let blank = Journal::blank_section(&self.layout, section as u32, seq, signer);
-                let count = (blank.len() - skip).min(rest.len());
+                let count = ((sectors * 512) as usize - skip).min(rest.len());
                 let (some, others) = rest.split_at_mut(count);
-                some.copy_from_slice(&blank[skip..skip + count]);
+                image(section, &mut |plain| match &self.journal_cipher {
+                    None => some.copy_from_slice(&plain[skip..skip + count]),
+                    Some(cipher) => {
+                        let mut whole = plain.to_vec();
+                        cipher.encrypt(section, &mut whole);
+                        some.copy_from_slice(&whole[skip..skip + count]);
+                    }
+                });
                 rest = others;
                 at += count as u64 / 512;
             }
+        });
+    }
+
+    /// Writes empty sections.
+    pub fn write_blank(&self, first: u32, count: u32, seq: u8) {
+        let signer = self.signer();
+        self.write_sections((first, count), &|section, see| {
+            let place = (section, seq);
+            see(&Journal::blank_section(
+                &self.layout,
+                self.commit_ids,
+                place,
+                signer,
+            ));
         });
     }
 

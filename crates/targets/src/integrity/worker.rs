@@ -186,8 +186,8 @@ impl Shared {
                 slow.journal_used = true;
                 let sections = self.layout.shape.sections;
                 let to_end = span.count.min(sections - span.first);
-                self.write_sections(span.first, to_end);
-                self.write_sections(0, span.count - to_end);
+                self.seal_and_write(span.first, to_end);
+                self.seal_and_write(0, span.count - to_end);
                 let mut fast = self.fast.lock();
                 let Fast { journal, kept, .. } = &mut *fast;
                 if let Some(journal) = journal
@@ -209,23 +209,16 @@ impl Shared {
     }
 
     /// Seals sections and writes them durably.
-    fn write_sections(&self, first: u32, count: u32) {
-        if count == 0 {
-            return;
-        }
+    fn seal_and_write(&self, first: u32, count: u32) {
         for section in first..first + count {
             let mut fast = self.fast.lock();
             if let Some(journal) = &mut fast.journal {
                 journal.seal(section, self.signer());
             }
         }
-        let sectors = u64::from(self.layout.shape.sectors);
-        let (from, all) = (u64::from(first) * sectors, u64::from(count) * sectors);
-        self.write_journal(from, all, &|part, bytes| {
-            let fast = self.fast.lock();
-            if let Some(journal) = &fast.journal {
-                let part = part.start as usize * 512..part.end as usize * 512;
-                bytes.copy_from_slice(&journal.bytes()[part]);
+        self.write_sections((first, count), &|section, see| {
+            if let Some(journal) = &self.fast.lock().journal {
+                see(journal.section(section));
             }
         });
     }
