@@ -10,6 +10,7 @@ mod docker_file_systems;
 mod docker_removal;
 mod harmless;
 mod install_shim;
+mod integritysetup;
 mod lvm2;
 mod lvm2_cache;
 mod lvm2_change;

@@ -8,6 +8,7 @@ mod clone;
 mod era;
 mod exchange_crypt;
 mod exchange_raid;
+mod integrity;
 mod mirrors;
 mod snapshots;
 mod verity;

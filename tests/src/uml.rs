@@ -143,7 +143,8 @@ for module in aes_generic sha256_generic hmac cbc ecb xts essiv dm-crypt; do
 done
 for module in dm-multipath dm-round-robin dm-queue-length dm-service-time \
     dm-delay dm-flakey dm-dust dm-log-writes dm-unstripe dm-switch dm-era dm-clone \
-    sha512_generic sha3_generic rmd160 dm-verity dm-writecache dm-cache dm-cache-smq; do
+    sha512_generic sha3_generic rmd160 dm-verity dm-writecache dm-cache dm-cache-smq \
+    crc32_generic dm-integrity; do
     modprobe -d {modules} $module
 done
 dmesg -n 1

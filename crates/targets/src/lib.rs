@@ -12,6 +12,7 @@ mod dust;
 mod era;
 mod error;
 mod flakey;
+mod integrity;
 mod linear;
 mod log_writes;
 mod mirror;
@@ -38,6 +39,7 @@ pub use dust::DustType;
 pub use era::EraType;
 pub use error::ErrorType;
 pub use flakey::FlakeyType;
+pub use integrity::IntegrityType;
 pub use linear::LinearType;
 pub use log_writes::LogWritesType;
 pub use mirror::MirrorType;
@@ -57,6 +59,7 @@ pub use zero::ZeroType;
 ///
 /// COMPAT: the kernel lists what was registered last first: modules before the built-in targets.
 pub static ALL: &[&dyn TargetType] = &[
+    &IntegrityType,
     &CacheType,
     &WritecacheType,
     &VerityType,

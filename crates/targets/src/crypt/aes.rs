@@ -7,10 +7,10 @@ use aes::{Aes128, Aes192, Aes256};
 use super::{cbc, xts};
 
 /// Bytes of a block of the cipher.
-pub(super) const BLOCK_BYTES: usize = 16;
+pub(crate) const BLOCK_BYTES: usize = 16;
 
 /// An expanded key. Wipes itself when dropped.
-pub(super) enum Aes {
+pub(crate) enum Aes {
     Key128(Aes128),
     Key192(Aes192),
     Key256(Aes256),
@@ -29,7 +29,7 @@ macro_rules! each {
 
 impl Aes {
     /// `None` when AES has no keys of this length.
-    pub(super) fn new(key: &[u8]) -> Option<Self> {
+    pub(crate) fn new(key: &[u8]) -> Option<Self> {
         match key.len() {
             16 => Aes128::new_from_slice(key).ok().map(Self::Key128),
             24 => Aes192::new_from_slice(key).ok().map(Self::Key192),
@@ -39,13 +39,13 @@ impl Aes {
     }
 
     /// Each block by itself, in place.
-    pub(super) fn encrypt_blocks(&self, blocks: &mut [[u8; BLOCK_BYTES]]) {
+    pub(crate) fn encrypt_blocks(&self, blocks: &mut [[u8; BLOCK_BYTES]]) {
         let blocks = Array::cast_slice_from_core_mut(blocks);
         each!(self, cipher => cipher.encrypt_blocks(blocks));
     }
 
     /// The reverse.
-    pub(super) fn decrypt_blocks(&self, blocks: &mut [[u8; BLOCK_BYTES]]) {
+    pub(crate) fn decrypt_blocks(&self, blocks: &mut [[u8; BLOCK_BYTES]]) {
         let blocks = Array::cast_slice_from_core_mut(blocks);
         each!(self, cipher => cipher.decrypt_blocks(blocks));
     }

@@ -30,6 +30,7 @@ use thinmap_dm::{
 };
 use thinmap_units::Sector;
 
+pub(crate) use self::aes::{Aes, BLOCK_BYTES};
 use self::cipher::CipherSpec;
 use self::data::{Buffers, Data};
 use self::features::Features;
