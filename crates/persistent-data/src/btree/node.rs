@@ -41,8 +41,8 @@ pub(crate) fn verify(block: u64, bytes: &BlockBytes) -> Result<()> {
     if nr > max || max < 3 {
         return bad(format!("btree node holds {nr} entries of at most {max}"));
     }
-    // Both factors are below 2^32, so the product cannot overflow.
-    if HEADER_BYTES as u64 + max * (8 + value_size) > META_BLOCK_SIZE as u64 {
+    let entries_bytes = max.saturating_mul(8 + value_size);
+    if entries_bytes > (META_BLOCK_SIZE - HEADER_BYTES) as u64 {
         return bad(format!(
             "btree node's {max} entries with values of {value_size} bytes exceed the block"
         ));
@@ -238,5 +238,24 @@ impl NodeMut<'_> {
         let moved = source.values(from, to);
         self.0[value_start..value_start + moved.len()].copy_from_slice(moved);
         self.set_len(len + count);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_whose_product_is_beyond_64_bits_exceed_the_block() {
+        let mut bytes = [0; META_BLOCK_SIZE];
+        for (max, value_size) in [(u32::MAX, u32::MAX), (1 << 31, u32::MAX - 7), (3, u32::MAX)] {
+            bytes[20..24].copy_from_slice(&max.to_le_bytes());
+            bytes[24..28].copy_from_slice(&value_size.to_le_bytes());
+            let refused = verify(1, &bytes).unwrap_err();
+            assert!(
+                refused.to_string().contains("exceed the block"),
+                "{refused}"
+            );
+        }
     }
 }
