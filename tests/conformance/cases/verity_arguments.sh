@@ -52,6 +52,8 @@ wrong "1 $A $H 4096 4096 1024 2 sha256 $R32 - 2 ignore_corruption panic_on_corru
 wrong "1 $A $H 4096 4096 1024 2 sha256 $R32 - 2 ignore_corruption ignore_corruption"
 wrong "1 $A $H 4096 4096 2147483648 2 sha256 $R32 - 1 check_at_most_once"
 wrong "1 $A $H 4096 4096 1024 2 sha256 $R32 - 2 root_hash_sig_key_desc thinmap:absent"
-wrong "1 $A $H 4096 4096 1024 2 sha256 $R32 - 2 use_fec_from_device $WORK/absent"
+wrong "1 $A $H 4096 4096 1024 2 sha256 $R32 - 1 use_fec_from_device"
+wrong "1 $A $H 4096 4096 1024 2 sha256 $R32 - 2 fec_roots 1"
+wrong "1 $A $H 4096 4096 1024 2 sha256 $R32 - 4 use_fec_from_device $H fec_roots 2"
 run dmsetup create bad --readonly --table "0 16384 verity 1 $A $H 4096 4096 2048 2 sha256 $R32 -"
 run dmsetup ls

@@ -157,6 +157,8 @@ fn seeds() -> Vec<Vec<u8>> {
          0000000000000000000000000000000000000000000000000000000000000000 0 a 0 1 allow_discards",
         "0 16 crypt aes-cbc-essiv:sha256 00000000000000000000000000000000 0 a 0",
         "0 16 verity 1 a c 512 512 16 0 sha1 0000000000000000000000000000000000000000 - 1 ignore_corruption",
+        "0 16 verity 1 a c 512 512 16 0 sha1 0000000000000000000000000000000000000000 - 8 \
+         use_fec_from_device b fec_roots 2 fec_blocks 18 fec_start 0",
         "0 16 delay a 0 0 c 0 0",
         "0 16 flakey a 0 1 1 1 drop_writes",
         "0 16 flakey a 0 0 1 6 error_writes corrupt_bio_byte 1 r 1 0",

@@ -276,11 +276,17 @@ impl BatchState {
 }
 
 /// Buffers for encrypted data, of a few sizes, shared by all crypt devices.
-pub(super) struct Buffers([BufferPool; 3]);
+pub(super) struct Buffers([BufferPool; 4]);
 
 impl Default for Buffers {
     fn default() -> Self {
-        let pools = [(256, 4 << 10), (32, 64 << 10), (16, 256 << 10)];
+        // A buffer of another size is fresh memory, page by page: that costs more than its encryption.
+        let pools = [
+            (256, 4 << 10),
+            (32, 64 << 10),
+            (16, 256 << 10),
+            (8, 1 << 20),
+        ];
         Self(pools.map(|(count, bytes)| BufferPool::new(count, bytes)))
     }
 }
@@ -296,5 +302,5 @@ impl Buffers {
 }
 
 /// Requests up to here are not worth another thread's wake-up.
-const SHARED_BYTES: usize = 128 << 10;
-const PIECE_BYTES: usize = 64 << 10;
+const SHARED_BYTES: usize = 256 << 10;
+const PIECE_BYTES: usize = 128 << 10;

@@ -1,9 +1,17 @@
 //! The cipher against published vectors, and against a block-by-block account of the modes.
 
+use aes::cipher::array::ArraySize;
+use aes::cipher::consts::{U1, U8, U16, U30, U64};
+use aes::cipher::inout::InOut;
+use aes::cipher::{
+    BlockCipherEncBackend, BlockCipherEncClosure, BlockCipherEncrypt, BlockSizeUser, KeyInit,
+    ParBlocksSizeUser,
+};
+
 use super::aes::Aes;
 use super::cipher::CipherSpec;
 use super::engine::{Engine, SectorSize};
-use super::xts::doubled;
+use super::xts::{self, doubled};
 
 const SMALL: SectorSize = SectorSize {
     bytes: 512,
@@ -156,4 +164,49 @@ fn initial_vectors_count_as_they_are_called() {
     let mut place = [u128::from(number * 512).to_le_bytes()];
     Aes::new(&key).expect("key").encrypt_blocks(&mut place);
     assert_eq!(first_block("aes-cbc-eboiv"), u128::from_be_bytes(place[0]));
+}
+
+/// A processor's way with AES that does `N` blocks at once.
+struct Wide<N>(aes::Aes128, std::marker::PhantomData<N>);
+
+impl<N> BlockSizeUser for Wide<N> {
+    type BlockSize = U16;
+}
+
+impl<N: ArraySize> ParBlocksSizeUser for Wide<N> {
+    type ParBlocksSize = N;
+}
+
+impl<N: ArraySize> BlockCipherEncBackend for Wide<N> {
+    fn encrypt_block(&self, block: InOut<'_, '_, aes::Block>) {
+        self.0.encrypt_block_inout(block);
+    }
+}
+
+fn wide_xts<N: ArraySize>(key: &[u8], plain: &[u8], tweaks: &[[u8; 16]]) -> Vec<u8> {
+    let aes = aes::Aes128::new_from_slice(key).expect("key");
+    let mut cipher = vec![0; plain.len()];
+    let run = xts::Run {
+        src: Some(plain),
+        dst: &mut cipher,
+        tweaks,
+        sector_blocks: plain.len() / 16 / tweaks.len(),
+    };
+    BlockCipherEncClosure::call(run, &Wide(aes, std::marker::PhantomData::<N>));
+    cipher
+}
+
+/// As many as processors do at once, with AES-NI, VAES and AVX-512; this one has one of them.
+#[test]
+fn xts_is_the_same_however_many_blocks_a_processor_does_at_once() {
+    let key = noise(16);
+    for (sector, count) in [(512, 1), (512, 5), (1024, 3), (4096, 2)] {
+        let plain = noise(sector * count);
+        let tweaks: Vec<[u8; 16]> = noise(16 * count).as_chunks().0.to_vec();
+        let one = wide_xts::<U1>(&key, &plain, &tweaks);
+        assert!(one != plain);
+        assert!(one == wide_xts::<U8>(&key, &plain, &tweaks));
+        assert!(one == wide_xts::<U30>(&key, &plain, &tweaks));
+        assert!(one == wide_xts::<U64>(&key, &plain, &tweaks));
+    }
 }

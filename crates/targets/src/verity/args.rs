@@ -89,7 +89,7 @@ impl Arguments {
             }
         };
         hasher.add_salt(&salt, version);
-        let features = Features::parse(optional)?;
+        let features = Features::parse(optional, cx)?;
         let too_big = |reason: String| TableError::new(NAME, reason, E2BIG);
         if features.check_at_most_once && data_blocks > CHECKED_BLOCKS_MAX {
             return Err(too_big(

@@ -3,9 +3,10 @@
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
 
 /// What happens at a block that does not match its digest. The kernel's names.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub(super) enum Mode {
     /// Its read fails.
+    #[default]
     Eio,
     /// It is logged and read all the same.
     Logging,

@@ -1,19 +1,24 @@
 //! The optional arguments.
 
-use thinmap_dm::TableError;
+use thinmap_dm::{ConstructCx, DeviceUse, TableError};
 
 use super::NAME;
 use super::corruption::Mode;
-use crate::args::scan_u32;
+use super::fec::FecArguments;
+use crate::args::{open_device, parse_u64, scan_u32};
 
 /// What was asked for behind the ten arguments.
-#[derive(Clone, Copy, Debug)]
+#[derive(Default)]
 pub(super) struct Features {
     pub(super) mode: Mode,
     pub(super) ignore_zero_blocks: bool,
     pub(super) check_at_most_once: bool,
     /// Accepted; small requests are always verified by the thread that brings them.
     pub(super) try_verify_in_tasklet: bool,
+    fec_device: Option<DeviceUse>,
+    fec_blocks: u64,
+    fec_start: u64,
+    fec_roots: u8,
 }
 
 /// Reads `<count> <word>...`: the words. Others behind them are not looked at, as in the kernel.
@@ -28,17 +33,66 @@ pub(super) fn counted(words: &[String]) -> Result<&[String], TableError> {
 }
 
 impl Features {
-    pub(super) fn parse(words: &[String]) -> Result<Self, TableError> {
-        let mut features = Self {
-            mode: Mode::Eio,
-            ignore_zero_blocks: false,
-            check_at_most_once: false,
-            try_verify_in_tasklet: false,
-        };
-        for word in words {
-            features.add(word)?;
+    pub(super) fn parse(words: &[String], cx: &ConstructCx<'_>) -> Result<Self, TableError> {
+        let mut features = Self::default();
+        let mut words = words.iter();
+        while let Some(word) = words.next() {
+            let name = word.to_ascii_lowercase();
+            if FEC_WORDS.contains(&name.as_str()) {
+                let value = words.next().ok_or_else(|| {
+                    invalid(format!("FEC feature arguments require a value: '{word}'"))
+                })?;
+                features.add_fec(&name, value, cx)?;
+            } else {
+                features.add(word)?;
+            }
         }
         Ok(features)
+    }
+
+    fn add_fec(&mut self, name: &str, value: &str, cx: &ConstructCx<'_>) -> Result<(), TableError> {
+        let blocks = || {
+            // They must be told in sectors.
+            parse_u64(value)
+                .filter(|blocks| *blocks <= (u64::MAX >> 9) / 8)
+                .ok_or_else(|| invalid(format!("Invalid {name}: '{value}'")))
+        };
+        match name {
+            "use_fec_from_device" => {
+                let device = open_device(cx, NAME, value, true, "FEC device lookup failed")?;
+                self.fec_device = Some(device);
+            }
+            "fec_blocks" => self.fec_blocks = blocks()?,
+            "fec_start" => self.fec_start = blocks()?,
+            _ => {
+                self.fec_roots = scan_u32(value)
+                    .and_then(|roots| u8::try_from(roots).ok())
+                    .filter(|roots| (2..=24).contains(roots))
+                    .ok_or_else(|| {
+                        invalid(format!("Invalid fec_roots: '{value}' is not 2 to 24"))
+                    })?;
+            }
+        }
+        Ok(())
+    }
+
+    /// What error correction there is to be. Without a device, none.
+    pub(super) fn fec(&self) -> Result<Option<FecArguments>, TableError> {
+        let Some(device) = self.fec_device.clone() else {
+            return Ok(None);
+        };
+        if self.fec_roots == 0 {
+            return Err(invalid("Missing fec_roots"));
+        }
+        if self.fec_blocks == 0 {
+            return Err(invalid("Missing fec_blocks"));
+        }
+        Ok(Some(FecArguments {
+            device,
+            blocks: self.fec_blocks,
+            start: self.fec_start,
+            roots: self.fec_roots,
+        }))
     }
 
     fn add(&mut self, word: &str) -> Result<(), TableError> {
@@ -61,15 +115,12 @@ impl Features {
                 return Ok(());
             }
         }
-        // What a kernel says that was built without these.
-        let absent = match word.to_ascii_lowercase().as_str() {
-            "use_fec_from_device" | "fec_roots" | "fec_blocks" | "fec_start" => {
-                ": there is no forward error correction here"
-            }
-            "root_hash_sig_key_desc" => {
+        // What a kernel says that was built without them.
+        let absent = match word.eq_ignore_ascii_case("root_hash_sig_key_desc") {
+            true => {
                 ": signatures are checked against the kernel's trusted keys, which no program has"
             }
-            _ => "",
+            false => "",
         };
         Err(invalid(format!(
             "Unrecognized verity feature request: '{word}'{absent}"
@@ -78,6 +129,12 @@ impl Features {
 
     /// The features as a table line has them, with a blank before; nothing when there are none.
     pub(super) fn words(&self) -> String {
+        let fec = self.fec_device.as_ref().map(|device| {
+            format!(
+                "use_fec_from_device {device} fec_blocks {} fec_start {} fec_roots {}",
+                self.fec_blocks, self.fec_start, self.fec_roots
+            )
+        });
         let words: Vec<&str> = [
             self.mode.word(),
             self.ignore_zero_blocks.then_some("ignore_zero_blocks"),
@@ -87,6 +144,7 @@ impl Features {
         ]
         .into_iter()
         .flatten()
+        .chain(fec.iter().flat_map(|fec| fec.split(' ')))
         .collect();
         if words.is_empty() {
             return String::new();
@@ -99,5 +157,11 @@ fn invalid(reason: impl Into<String>) -> TableError {
     TableError::invalid(NAME, reason)
 }
 
-/// Words.
-const FEATURES_MAX: u32 = 4;
+const FEC_WORDS: [&str; 4] = [
+    "use_fec_from_device",
+    "fec_blocks",
+    "fec_start",
+    "fec_roots",
+];
+/// Words, with the values of those of error correction.
+const FEATURES_MAX: u32 = 12;

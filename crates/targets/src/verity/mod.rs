@@ -8,6 +8,7 @@ mod args;
 mod cache;
 mod corruption;
 mod features;
+mod fec;
 mod flat;
 mod geometry;
 mod hasher;
@@ -27,6 +28,7 @@ use thinmap_units::Sector;
 use self::args::Arguments;
 use self::corruption::Corruption;
 use self::features::Features;
+use self::fec::{Area, Fec};
 use self::nodes::{Nodes, Parts};
 use self::verify::{Checked, Data};
 use crate::args::measured;
@@ -53,6 +55,7 @@ impl TargetType for VerityType {
         cx: &mut ConstructCx<'_>,
     ) -> Result<Arc<dyn Target>, TableError> {
         let arguments = Arguments::parse(args, cx)?;
+        let words = Words::new(&arguments);
         let features = arguments.features;
         let checked = match features.check_at_most_once {
             true => Some(Checked::new(arguments.data_blocks).ok_or_else(|| {
@@ -66,7 +69,26 @@ impl TargetType for VerityType {
                 .hasher
                 .digest(&vec![0; arguments.data_block_bytes])
         });
-        let words = Words::new(&arguments);
+        let fec = match features.fec()? {
+            None => None,
+            Some(_) if arguments.data_block_bytes != arguments.hash_block_bytes => {
+                return Err(TableError::invalid(
+                    NAME,
+                    "Block sizes must match to use FEC",
+                ));
+            }
+            Some(codes) => {
+                let area = Area {
+                    data: arguments.data.clone(),
+                    data_blocks: arguments.data_blocks,
+                    hash: arguments.hash.clone(),
+                    hash_start: arguments.hash_start,
+                    hash_blocks: arguments.geometry.blocks(),
+                    block_bytes: arguments.data_block_bytes,
+                };
+                Some(Fec::new(codes, area, cx.env)?)
+            }
+        };
         let corruption = Corruption::new(features.mode, arguments.data.to_string());
         let nodes = Nodes::new(Parts {
             geometry: arguments.geometry,
@@ -74,6 +96,7 @@ impl TargetType for VerityType {
             root: arguments.root,
             corruption: Arc::new(corruption),
             device: arguments.hash,
+            fec,
             block_bytes: arguments.hash_block_bytes,
         });
         Ok(Arc::new(Verity {
@@ -208,6 +231,9 @@ impl Target for Verity {
         };
         visit(&self.data.device, role);
         visit(&self.data.nodes.device, DeviceRole::Other);
+        if let Some(fec) = &self.data.nodes.fec {
+            visit(&fec.codes().device, DeviceRole::Other);
+        }
     }
 }
 

@@ -6,6 +6,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use parking_lot::{Mutex, RwLock};
 use thinmap_block::{EndIo, Io};
@@ -15,6 +16,7 @@ use thinmap_units::{BlkStatus, Sector};
 
 use super::cache::Cache;
 use super::corruption::{Corruption, Kind};
+use super::fec::{Fec, Repair};
 use super::flat::flat;
 use super::geometry::{Geometry, NodeId};
 use super::hasher::{Digest, Hasher};
@@ -31,6 +33,7 @@ pub(super) struct Nodes {
     pub(super) root: Digest,
     pub(super) corruption: Arc<Corruption>,
     pub(super) device: DeviceUse,
+    pub(super) fec: Option<Fec>,
     block_bytes: usize,
     cache: RwLock<Cache>,
     loading: Mutex<HashMap<NodeId, Vec<Waiter>>>,
@@ -51,6 +54,7 @@ pub(super) struct Parts {
     pub(super) root: Digest,
     pub(super) corruption: Arc<Corruption>,
     pub(super) device: DeviceUse,
+    pub(super) fec: Option<Fec>,
     pub(super) block_bytes: usize,
 }
 
@@ -64,6 +68,7 @@ impl Nodes {
             root: parts.root,
             corruption: parts.corruption,
             device: parts.device,
+            fec: parts.fec,
             block_bytes: parts.block_bytes,
             cache: RwLock::new(Cache::new(room.min(blocks))),
             loading: Mutex::default(),
@@ -137,11 +142,48 @@ impl Nodes {
             nodes: self.clone(),
             id,
             expected,
+            finished: AtomicBool::new(false),
         });
-        let sectors = Sector::from_bytes(self.block_bytes as u64).raw();
-        let sector = Sector(self.geometry.block_of(id) * sectors);
         let buf = IoBuf::alloc(self.block_bytes);
-        self.device.dev.submit(Io::read(sector, buf, load, 0));
+        let io = Io::read(self.sector_of(id), buf, load, 0);
+        self.device.dev.submit(io);
+    }
+
+    /// A data block's digest, if the tree above it can be read and is right. Waits for the hash device.
+    pub(super) fn digest_now(&self, data_block: u64) -> Option<Digest> {
+        let Some(leaf) = self.geometry.leaf_of(data_block) else {
+            return Some(self.root);
+        };
+        let node = self.node_now(leaf)?;
+        let digest = &node.as_slice()[self.geometry.digest_of(data_block)];
+        Some(Digest::new(digest))
+    }
+
+    fn node_now(&self, id: NodeId) -> Option<Arc<IoBuf>> {
+        if let Some(node) = self.cached(id) {
+            return Some(node);
+        }
+        let expected = match self.geometry.parent_of(id) {
+            None => self.root,
+            Some(parent) => {
+                let parent = self.node_now(parent)?;
+                Digest::new(&parent.as_slice()[self.geometry.digest_of(id.nr)])
+            }
+        };
+        let buf = IoBuf::alloc(self.block_bytes);
+        let (buf, status) = thinmap_block::read(&*self.device.dev, self.sector_of(id), buf);
+        let is_right = || self.hasher.digest(buf.as_slice()).as_slice() == expected.as_slice();
+        if !status.is_ok() || !is_right() {
+            return None;
+        }
+        let node = Arc::new(buf);
+        self.cache.write().insert(id, node.clone());
+        Some(node)
+    }
+
+    fn sector_of(&self, id: NodeId) -> Sector {
+        let sectors = Sector::from_bytes(self.block_bytes as u64).raw();
+        Sector(self.geometry.block_of(id) * sectors)
     }
 
     fn finish(self: &Arc<Self>, id: NodeId, found: Found) {
@@ -158,37 +200,76 @@ impl Nodes {
 }
 
 /// One node on its way from the hash device.
-struct Load {
-    nodes: Arc<Nodes>,
+pub(super) struct Load {
+    pub(super) nodes: Arc<Nodes>,
     id: NodeId,
-    expected: Digest,
+    pub(super) expected: Digest,
+    finished: AtomicBool,
 }
 
 impl EndIo for Load {
     fn end_io(self: Arc<Self>, mut io: Io, _: u64, status: BlkStatus) {
-        let Self {
-            nodes,
-            id,
-            expected,
-        } = &*self;
+        let nodes = &self.nodes;
         if !status.is_ok() {
-            nodes.finish(*id, Err(status));
+            self.finish(Err(status));
             return;
         }
-        let node = Arc::new(std::mem::replace(&mut io.buf, IoBuf::empty()));
-        let found = if nodes.hasher.digest(node.as_slice()).as_slice() == expected.as_slice() {
-            nodes.cache.write().insert(*id, node.clone());
-            Ok(node)
-        } else if nodes
-            .corruption
-            .note(Kind::Metadata, nodes.geometry.block_of(*id))
-        {
-            // Used this once: the next one who needs it finds it corrupted again.
-            Ok(node)
+        let node = std::mem::replace(&mut io.buf, IoBuf::empty());
+        if nodes.hasher.digest(node.as_slice()).as_slice() == self.expected.as_slice() {
+            self.is_right(node);
+        } else if let Some(fec) = &nodes.fec {
+            fec.ask(Repair::Node(self.clone(), node));
         } else {
-            Err(BlkStatus::IoErr)
+            self.is_wrong(node);
+        }
+    }
+}
+
+impl Load {
+    /// In hash blocks of the hash device.
+    pub(super) fn block(&self) -> u64 {
+        self.nodes.geometry.block_of(self.id)
+    }
+
+    /// What error correction has made of `node`, or nothing.
+    pub(super) fn repaired(&self, repaired: Option<Vec<u8>>, mut node: IoBuf) {
+        match repaired {
+            Some(content) => {
+                node.as_mut_slice().copy_from_slice(&content);
+                self.is_right(node);
+            }
+            None => self.is_wrong(node),
+        }
+    }
+
+    fn is_right(&self, node: IoBuf) {
+        let node = Arc::new(node);
+        self.nodes.cache.write().insert(self.id, node.clone());
+        self.finish(Ok(node));
+    }
+
+    fn is_wrong(&self, node: IoBuf) {
+        let found = match self.nodes.corruption.note(Kind::Metadata, self.block()) {
+            // Used this once: the next one who needs it finds it corrupted again.
+            true => Ok(Arc::new(node)),
+            false => Err(BlkStatus::IoErr),
         };
-        nodes.finish(*id, found);
+        self.finish(found);
+    }
+
+    fn finish(&self, found: Found) {
+        self.finished.store(true, Relaxed);
+        self.nodes.finish(self.id, found);
+    }
+}
+
+/// A load that was given up (a panic) leaves nobody waiting.
+impl Drop for Load {
+    fn drop(&mut self) {
+        if self.finished.load(Relaxed) {
+            return;
+        }
+        self.nodes.finish(self.id, Err(BlkStatus::IoErr));
     }
 }
 

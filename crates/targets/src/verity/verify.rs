@@ -14,6 +14,7 @@ use thinmap_runtime::IoBuf;
 use thinmap_units::{BlkStatus, Sector};
 
 use super::corruption::Kind;
+use super::fec::Repair;
 use super::hasher::Digest;
 use super::nodes::{Found, Nodes};
 use crate::workers::{Job, Workers};
@@ -71,12 +72,14 @@ impl Data {
 /// A read has its data.
 impl EndIo for Data {
     fn end_io(self: Arc<Self>, mut io: Io, first: u64, status: BlkStatus) {
-        if !status.is_ok() {
+        // With error correction a disk's error is corruption that shows in the digests.
+        let unread = (!status.is_ok()).then_some(status);
+        if let (Some(status), None) = (unread, &self.nodes.fec) {
             io.complete(status);
             return;
         }
         let buf = std::mem::replace(&mut io.buf, IoBuf::empty());
-        if buf.len() > SHARED_BYTES && self.workers.count() > 0 {
+        if buf.len() > SHARED_BYTES && self.workers.count() > 0 && unread.is_none() {
             Batch::start(&self, io, buf, first);
             return;
         }
@@ -85,6 +88,7 @@ impl EndIo for Data {
             buf,
             first,
             done: 0,
+            unread,
             owner: Owner::Request(io),
         };
         piece.verify();
@@ -99,7 +103,18 @@ pub(super) struct Piece {
     first: u64,
     /// Bytes that have been verified.
     done: usize,
+    /// The data could not be read: what is in the buffer counts only where it matches.
+    unread: Option<BlkStatus>,
     owner: Owner,
+}
+
+/// Of some blocks.
+enum Verdict {
+    /// They may be seen.
+    Right,
+    Wrong,
+    /// The block that comes next should have this digest.
+    Repair(Digest),
 }
 
 enum Owner {
@@ -117,7 +132,7 @@ impl Piece {
                 return self.finish(BlkStatus::Ok);
             }
             let leaf = self.data.nodes.geometry.leaf_of(self.block());
-            let is_right = match leaf {
+            let verdict = match leaf {
                 None => self.verify_under(None),
                 Some(id) => {
                     let node = match self.data.nodes.cached(id) {
@@ -134,36 +149,67 @@ impl Piece {
                     self.verify_under(Some(&node))
                 }
             };
-            if !is_right {
-                return self.finish(BlkStatus::IoErr);
+            match verdict {
+                Verdict::Right => {}
+                Verdict::Wrong => return self.finish(BlkStatus::IoErr),
+                Verdict::Repair(expected) => return self.repair(expected),
             }
         }
+    }
+
+    fn repair(self, expected: Digest) {
+        let nodes = self.data.nodes.clone();
+        if let Some(fec) = &nodes.fec {
+            fec.ask(Repair::Data(Box::new(self), expected));
+        }
+    }
+
+    /// What error correction has made of the block that comes next, or nothing.
+    pub(super) fn repaired(mut self, content: Option<Vec<u8>>) {
+        let block = self.block();
+        let from = self.done;
+        self.done += self.data.block_bytes;
+        if let Some(content) = content {
+            self.buf.as_mut_slice()[from..self.done].copy_from_slice(&content);
+        } else if let Some(status) = self.unread {
+            return self.finish(status);
+        } else if !self.data.nodes.corruption.note(Kind::Data, block) {
+            return self.finish(BlkStatus::IoErr);
+        }
+        self.verify();
+    }
+
+    pub(super) fn nodes(&self) -> Arc<Nodes> {
+        self.data.nodes.clone()
     }
 
     /// The block of the tree that it waited for is there.
     pub(super) fn go_on(mut self, found: Found) {
         match found {
             Err(status) => self.finish(status),
-            Ok(node) if self.verify_under(Some(&node)) => self.verify(),
-            Ok(_) => self.finish(BlkStatus::IoErr),
+            Ok(node) => match self.verify_under(Some(&node)) {
+                Verdict::Right => self.verify(),
+                Verdict::Wrong => self.finish(BlkStatus::IoErr),
+                Verdict::Repair(expected) => self.repair(expected),
+            },
         }
     }
 
     /// The number of the block that comes next.
-    fn block(&self) -> u64 {
+    pub(super) fn block(&self) -> u64 {
         self.first + (self.done / self.data.block_bytes) as u64
     }
 
     fn skip_checked(&mut self) {
-        if let Some(checked) = &self.data.checked {
+        if let (Some(checked), None) = (&self.data.checked, self.unread) {
             while self.done < self.buf.len() && checked.contains(self.block()) {
                 self.done += self.data.block_bytes;
             }
         }
     }
 
-    /// Verifies the blocks whose digests are in `leaf`, or in the root hash; whether they may be seen.
-    fn verify_under(&mut self, leaf: Option<&IoBuf>) -> bool {
+    /// Verifies the blocks whose digests are in `leaf`, or in the root hash.
+    fn verify_under(&mut self, leaf: Option<&IoBuf>) -> Verdict {
         let Data {
             nodes,
             checked,
@@ -175,7 +221,7 @@ impl Piece {
         loop {
             let block = self.block();
             if self.done == self.buf.len() || nodes.geometry.leaf_of(block) != leaf_id {
-                return true;
+                return Verdict::Right;
             }
             let content = &mut self.buf.as_mut_slice()[self.done..self.done + block_bytes];
             self.done += block_bytes;
@@ -185,13 +231,17 @@ impl Piece {
             };
             if zeroes.is_some_and(|zeroes| zeroes.as_slice() == expected) {
                 content.fill(0);
-            } else if checked.as_ref().is_some_and(|c| c.contains(block)) {
+            } else if checked.as_ref().is_some_and(|c| c.contains(block)) && self.unread.is_none() {
             } else if nodes.hasher.digest(content).as_slice() == expected {
                 if let Some(checked) = checked {
                     checked.insert(block);
                 }
+            } else if nodes.fec.is_some() {
+                let expected = Digest::new(expected);
+                self.done -= block_bytes;
+                return Verdict::Repair(expected);
             } else if !nodes.corruption.note(Kind::Data, block) {
-                return false;
+                return Verdict::Wrong;
             }
         }
     }
@@ -267,6 +317,7 @@ impl Batch {
                 buf,
                 first,
                 done: 0,
+                unread: None,
                 owner: Owner::Batch(self.clone(), index),
             };
             piece.verify();
