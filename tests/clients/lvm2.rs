@@ -55,6 +55,10 @@ const EXPECTED_NOISE: &[&str] = &[
     "  WARNING: Inconsistent metadata found for VG thinmap-vg",
     "  WARNING: updating old metadata",
     "  See vgck --updatemetadata",
+    // A write cache over a volume without a file system.
+    "  WARNING: unable to detect a file system block size",
+    "  WARNING: using a writecache block size larger",
+    "  WARNING: Logical volume thinmap-vg/fast not zeroed",
     // fsadm's helper names itself.
     "resize2fs 1.",
 ];

@@ -26,7 +26,7 @@ fn a_write_cache_is_put_over_a_volume_and_taken_away() {
         l lvcreate -qq -y -n main -L 200M $VG $SLOW
         mkfs.ext4 -q -b 4096 $V/main; mount $V/main m; random m x 20M; sum=$(cat m/x | sha256sum); umount m
         l lvcreate -qq -y -an -n fast -L 100M $VG $FAST
-        l lvconvert -qq -y --type writecache --cachevol fast --cachesettings 'block_size=4096 autocommit_time=2000' $VG/main
+        l lvconvert -qq -y --type writecache --cachevol fast --cachesettings 'block_size=4096 autocommit_time=2000' $VG/main >making
         lvs_of lv_name,segtype
         table_of main
         mount $V/main m; test "$(cat m/x | sha256sum)" = "$sum"
@@ -40,13 +40,14 @@ fn a_write_cache_is_put_over_a_volume_and_taken_away() {
         l vgchange -qq -an $VG; thinmap stop; l vgchange -qq -ay $VG
         [ $(used main) -gt 5000 ]
         mount $V/main m; test "$(cat m/x m/y | sha256sum)" = "$sum"; umount m
-        l lvconvert -qq -y --splitcache $VG/main
+        l lvconvert -qq -y --splitcache $VG/main >splitting
         lvs_of lv_name,segtype
         mount $V/main m; test "$(cat m/x m/y | sha256sum)" = "$sum"
         # Over a mounted one, and away with it, mounted too.
-        l lvconvert -qq -y --type writecache --cachevol fast --cachesettings block_size=4096 $VG/main
+        l lvconvert -qq -y --type writecache --cachevol fast --cachesettings block_size=4096 $VG/main >making
         random m z 10M; sync; sum=$(cat m/x m/y m/z | sha256sum)
-        l lvconvert -qq -y --uncache $VG/main
+        l lvconvert -qq -y --uncache $VG/main >cleaning
+        grep -q 'completed cleaning' cleaning
         test "$(cat m/x m/y m/z | sha256sum)" = "$sum"; umount m
         fsck.ext4 -fn $V/main >fsck 2>&1
         lvs_of lv_name,segtype
@@ -73,14 +74,14 @@ fn a_volume_is_made_with_a_write_cache() {
         &world,
         &format!(
             r#"{GROUP}
-        l lvcreate -qq -y --type writecache -n main -L 200M --cachedevice $FAST --cachesize 60M $VG $SLOW
+        l lvcreate -qq -y --type writecache -n main -L 200M --cachedevice $FAST --cachesize 60M $VG $SLOW >making
         lvs_of lv_name,segtype
         table_of main
         mkfs.ext4 -q $V/main; mount $V/main m; random m x 90M; sync
         sum=$(cat m/x | sha256sum); umount m
         l vgchange -qq -an $VG; l vgchange -qq -ay $VG
         mount $V/main m; test "$(cat m/x | sha256sum)" = "$sum"; umount m
-        l lvconvert -qq -y --uncache $VG/main
+        l lvconvert -qq -y --uncache $VG/main >cleaning
         mount $V/main m; test "$(cat m/x | sha256sum)" = "$sum"; umount m
         lvs_of lv_name,segtype
         gone

@@ -29,4 +29,5 @@ mod thin_tools;
 mod uring;
 mod user;
 mod verify;
+mod writecache;
 use thinmap_tests::world;

@@ -66,7 +66,7 @@ fn exchange(test: &str, block: &str, first: Arm, second: Arm) {
     let changed = step(second, "changed", "open_images; check; change 2; check");
     assert!(used(&changed) > used(&made), "{changed}");
     step(first, "back", "open_images; check; change 3; check");
-    let ended = step(second, "written back", "open_images; check; written_back");
+    let ended = step(second, "emptied", "open_images; check; written_back");
     assert_eq!(used(&ended), 0, "{ended}");
     step(first, "found", "open_images; check; written_back");
 }

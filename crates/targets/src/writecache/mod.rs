@@ -19,9 +19,9 @@ use std::time::Duration;
 
 use thinmap_block::{Io, Op, QueueLimits};
 use thinmap_dm::{
-    ConstructCx, DeviceRole, DeviceUse, MapOutcome, MessageError, OpenDevice, ResumeError,
-    StatusFlags, StatusKind, TableError, Target, TargetArgs, TargetFeatures, TargetInfo,
-    TargetType,
+    ConstructCx, DeviceId, DeviceRole, DeviceUse, MapOutcome, MessageError, OpenDevice,
+    ResumeError, StatusFlags, StatusKind, TableError, Target, TargetArgs, TargetFeatures,
+    TargetInfo, TargetType,
 };
 use thinmap_units::Sector;
 
@@ -136,6 +136,10 @@ fn open_journal(
     cache: &DeviceUse,
     start: Sector,
 ) -> Result<Option<Arc<Journal>>, TableError> {
+    let cache = match cache.id {
+        DeviceId::Block(dev_no) => dev_no.to_string(),
+        DeviceId::File { dev, ino } => format!("file-{dev:x}-{ino:x}"),
+    };
     journal::open(cx.env, format!("writecache-{cache}-{start}")).map_err(|error| {
         let errno = error.raw_os_error().unwrap_or(EIO);
         TableError::new(NAME, format!("the journal: {error}"), errno)
