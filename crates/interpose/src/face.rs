@@ -13,7 +13,10 @@ use crate::world::{CONTROL_MAJOR, CONTROL_MINOR, World};
 
 const PROC_MISC: &[u8] = b"/proc/misc";
 const PROC_DEVICES: &[u8] = b"/proc/devices";
+/// Where a kernel with dm-cache shows its policy: lvm2 looks, and loads the module if there is nothing.
+const POLICY_MODULE: &[u8] = b"/sys/module/dm_cache_smq";
 const S_IFCHR: u32 = 0o020_000;
+const S_IFDIR: u32 = 0o040_000;
 const S_IFREG: u32 = 0o100_000;
 
 /// What stands at a path in place of what the kernel has there.
@@ -23,6 +26,8 @@ pub enum Face {
     Control,
     /// A read-only file with these bytes.
     Text(Vec<u8>),
+    /// A directory that is there, and cannot be read.
+    Directory,
 }
 
 /// What `stat` tells of a face.
@@ -43,13 +48,16 @@ impl Face {
         match self {
             Self::Control => file(S_IFCHR | 0o600, CONTROL_MAJOR, CONTROL_MINOR),
             Self::Text(_) => file(S_IFREG | 0o444, 0, 0),
+            Self::Directory => file(S_IFDIR | 0o555, 0, 0),
         }
     }
 
     /// Whether `access` grants `mode` (R_OK, W_OK, X_OK) on it.
     pub fn grants(&self, mode: Access) -> bool {
-        let writes_text = mode.contains(Access::WRITE_OK) && *self != Self::Control;
-        !writes_text && !mode.contains(Access::EXEC_OK)
+        let may_write = *self == Self::Control;
+        let may_execute = *self == Self::Directory;
+        (may_write || !mode.contains(Access::WRITE_OK))
+            && (may_execute || !mode.contains(Access::EXEC_OK))
     }
 
     /// Opens what it shows in `world`, always to be closed at an exec.
@@ -59,7 +67,7 @@ impl Face {
         if flags.contains(OFlags::CREATE | OFlags::EXCL) {
             return Err(Errno::EXIST);
         }
-        if flags.contains(OFlags::DIRECTORY) {
+        if flags.contains(OFlags::DIRECTORY) && *self != Self::Directory {
             return Err(Errno::NOTDIR);
         }
         match self {
@@ -71,6 +79,7 @@ impl Face {
                 Ok(fd)
             }
             Self::Text(text) => text_file(text),
+            Self::Directory => Err(Errno::ACCESS),
         }
     }
 }
@@ -97,6 +106,7 @@ impl World {
         self.is_control(path)
             || bytes == PROC_MISC
             || bytes == PROC_DEVICES
+            || bytes == POLICY_MODULE
             || in_sysfs
             || self.renamed.concerns(path)
     }
@@ -118,6 +128,9 @@ impl World {
     pub fn face_of_missing(&self, path: &Path) -> Option<Face> {
         if self.is_control(path) {
             return Some(Face::Control);
+        }
+        if path.as_os_str().as_bytes() == POLICY_MODULE {
+            return Some(Face::Directory);
         }
         sysfs::attribute(self, path).map(Face::Text)
     }

@@ -14,13 +14,14 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use clocked::{Ends, ManualTime};
+use parking_lot::Mutex;
 use power::Machine;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use support::delayed::Delayed;
 use support::*;
 use thinmap_block::backing::MemoryDevice;
-use thinmap_block::{BlockDevice, IoFlags, Op};
+use thinmap_block::{BlockDevice, Io, IoFlags, Op, QueueLimits};
 use thinmap_dm::{MappedDevice, StatusKind, SuspendFlags, WhichTable};
 use thinmap_units::{BlkStatus, Sector};
 
@@ -290,6 +291,76 @@ fn requests_beside_migrations_find_and_leave_the_right_data() {
             "{seed}: all on the origin"
         );
     }
+}
+
+/// Holds reads back while it is told to.
+struct HeldReads {
+    below: Arc<MemoryDevice>,
+    held: Mutex<Option<Vec<Io>>>,
+}
+
+impl BlockDevice for HeldReads {
+    fn limits(&self) -> QueueLimits {
+        self.below.limits()
+    }
+
+    fn size(&self) -> Sector {
+        self.below.size()
+    }
+
+    fn submit(&self, io: Io) {
+        if io.op == Op::Read
+            && let Some(held) = &mut *self.held.lock()
+        {
+            return held.push(io);
+        }
+        self.below.submit(io);
+    }
+}
+
+#[test]
+fn a_block_does_not_leave_while_it_is_read() {
+    let world = World::new();
+    world.memory("m", METADATA_SECTORS);
+    let cache = Arc::new(HeldReads {
+        below: Arc::new(MemoryDevice::new(Sector(BLOCK * 8))),
+        held: Mutex::new(None),
+    });
+    world.add("c", cache.clone());
+    world.memory("o", SECTORS);
+    let (dev, time) = clocked::live(&world, &table("0 smq 0"));
+    for block in 0..8 {
+        assert!(write_fill(&*dev, block * BLOCK, BLOCK, block as u8 + 1).is_ok());
+    }
+    wait_clean(&dev, &time);
+    // Now only one block is asked for without being there.
+    reload(&dev, "0 smq 0");
+    *cache.held.lock() = Some(Vec::new());
+    let ends = Ends::new();
+    for block in 0..8 {
+        ends.send(&*dev, block, Op::Read, (block * BLOCK, 1), 0);
+    }
+    let ask = |times: u32| {
+        for round in 0..times {
+            assert!(request(&*dev, Op::Read, 20 * BLOCK, 1).is_ok());
+            if round % 10 == 0 {
+                time.advance(SECOND);
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        }
+    };
+    ask(500);
+    assert_eq!((count(&dev, DEMOTIONS), count(&dev, RESIDENT)), (0, 8));
+    for io in cache.held.lock().take().unwrap() {
+        cache.below.submit(io);
+    }
+    for (tag, status, data) in ends.wait(8) {
+        assert!(status.is_ok() && u64::from(data[0]) == tag + 1);
+    }
+    while count(&dev, PROMOTIONS) == 0 {
+        ask(10);
+    }
+    assert!(count(&dev, DEMOTIONS) > 0);
 }
 
 #[test]
