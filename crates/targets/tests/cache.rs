@@ -23,6 +23,7 @@ use support::*;
 use thinmap_block::backing::MemoryDevice;
 use thinmap_block::{BlockDevice, Io, IoFlags, Op, QueueLimits};
 use thinmap_dm::{MappedDevice, StatusKind, SuspendFlags, WhichTable};
+use thinmap_persistent_data::{BlockKind, seal};
 use thinmap_units::{BlkStatus, Sector};
 
 const BLOCK: u64 = 64;
@@ -558,6 +559,44 @@ fn a_failing_metadata_device_makes_it_read_only_and_loses_nothing() {
         let dev = again.mapped("two");
         let error = load(&dev, &line).unwrap_err().to_string();
         assert!(error.contains("check/repair"), "{error}");
+    }
+}
+
+/// A suspend that fails at any of its requests leaves no note of a clean shutdown behind that is not true.
+#[test]
+fn a_suspend_that_fails_does_not_call_dirty_blocks_clean() {
+    for fail_in in 0..20 {
+        let world = World::new();
+        let metadata = world.memory("x", METADATA_SECTORS);
+        let double = Double::new(metadata.clone());
+        world.add("m", double.clone());
+        let cache = world.memory("c", BLOCK * CACHE_BLOCKS);
+        let origin = world.memory("o", SECTORS);
+        let (dev, time) = clocked::live(&world, &table("1 metadata2 smq 0"));
+        assert!(write_fill(&*dev, 0, BLOCK, 1).is_ok());
+        wait_clean(&dev, &time);
+        double.fail_in.store(fail_in, Ordering::SeqCst);
+        suspend(&dev);
+        double.fail_in.store(-1, Ordering::SeqCst);
+        resume(&dev).unwrap();
+        message(&dev, "migration_threshold 0").ok();
+        assert!(write_fill(&*dev, 0, BLOCK, 2).is_ok());
+        assert!(request(&*dev, Op::Flush, 0, 0).is_ok());
+        // A cut; then somebody says that the metadata were checked.
+        let again = World::new();
+        let mut image = read_bytes(&*metadata, 0, METADATA_SECTORS).0;
+        let superblock: &mut [u8; 4096] = (&mut image[..4096]).try_into().unwrap();
+        superblock[4] &= !2;
+        seal(BlockKind::CacheSuperblock, 0, superblock);
+        put(&*again.memory("m", METADATA_SECTORS), &image);
+        let image = read_bytes(&*cache, 0, BLOCK * CACHE_BLOCKS).0;
+        put(&*again.memory("c", BLOCK * CACHE_BLOCKS), &image);
+        let origin = read_bytes(&*origin, 0, SECTORS).0;
+        let found = again.memory("o", SECTORS);
+        put(&*found, &origin);
+        let (dev, time) = clocked::live(&again, &table("0 cleaner 0"));
+        wait_clean(&dev, &time);
+        assert_eq!(read_bytes(&*found, 0, 1).0[0], 2, "{fail_in}");
     }
 }
 
