@@ -63,7 +63,11 @@ fn cached_volumes_are_made_changed_split_and_uncached() {
         "#
         ),
     );
-    assert_eq!(said, "");
+    assert_eq!(
+        said,
+        "slow,cache,writeback,smq,64.00k\ncache 128 2 metadata2 writeback smq 0\n\
+         writethrough\npassthrough\nwriteback\nfast,cache-pool\nslow,linear\nslow,linear\n"
+    );
     world.end();
 }
 
