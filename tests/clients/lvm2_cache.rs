@@ -48,10 +48,10 @@ fn cached_volumes_are_made_changed_split_and_uncached() {
         l lvchange -qq -y --cachepolicy cleaner $VG/slow; check slow
         l lvchange -qq -y --cachepolicy smq $VG/slow; change slow
         # It is larger.
-        l lvextend -qq -L 120M $VG/slow $A 2>/dev/null || true
+        l lvextend -qq -L 120M $VG/slow $A
+        test "$(head -c 100M $V/slow | sha256sum)" = "$(cat sum.slow)"; change slow
         # Cache and volume apart: the data are all on the volume.
         l lvconvert -qq -y --splitcache $VG/slow
-        head -c 100M $V/slow | sha256sum | cmp - <(head -c 100M $V/slow | sha256sum)
         check slow
         lvs_of lv_name,segtype
         l lvconvert -qq -y --type cache --cachepool $VG/fast $VG/slow
@@ -63,7 +63,11 @@ fn cached_volumes_are_made_changed_split_and_uncached() {
         "#
         ),
     );
-    assert_eq!(said, "");
+    assert_eq!(
+        said,
+        "slow,cache,writeback,smq,64.00k\ncache 128 2 metadata2 writeback smq 0\n\
+         writethrough\npassthrough\nwriteback\nfast,cache-pool\nslow,linear\nslow,linear\n"
+    );
     world.end();
 }
 

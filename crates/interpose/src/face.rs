@@ -14,9 +14,11 @@ use crate::world::{CONTROL_MAJOR, CONTROL_MINOR, World};
 
 const PROC_MISC: &[u8] = b"/proc/misc";
 const PROC_DEVICES: &[u8] = b"/proc/devices";
+/// Where a kernel with dm-cache shows its policy: lvm2 looks, and loads the module if there is nothing.
+const POLICY_MODULE: &[u8] = b"/sys/module/dm_cache_smq";
 const S_IFCHR: u32 = 0o020_000;
-const S_IFREG: u32 = 0o100_000;
 const S_IFDIR: u32 = 0o040_000;
+const S_IFREG: u32 = 0o100_000;
 
 /// What stands at a path in place of what the kernel has there.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -105,6 +107,7 @@ impl World {
             || holders::concerns(path)
             || bytes == PROC_MISC
             || bytes == PROC_DEVICES
+            || bytes == POLICY_MODULE
             || in_sysfs
             || self.renamed.concerns(path)
     }
@@ -129,6 +132,9 @@ impl World {
         }
         if let Some(names) = holders::holders(self, path) {
             return Some(Face::Directory(names));
+        }
+        if path.as_os_str().as_bytes() == POLICY_MODULE {
+            return Some(Face::Directory(Vec::new()));
         }
         sysfs::attribute(self, path).map(Face::Text)
     }

@@ -14,14 +14,16 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use clocked::{Ends, ManualTime};
+use parking_lot::Mutex;
 use power::Machine;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use support::delayed::Delayed;
 use support::*;
 use thinmap_block::backing::MemoryDevice;
-use thinmap_block::{BlockDevice, IoFlags, Op};
+use thinmap_block::{BlockDevice, Io, IoFlags, Op, QueueLimits};
 use thinmap_dm::{MappedDevice, StatusKind, SuspendFlags, WhichTable};
+use thinmap_persistent_data::{BlockKind, seal};
 use thinmap_units::{BlkStatus, Sector};
 
 const BLOCK: u64 = 64;
@@ -292,6 +294,76 @@ fn requests_beside_migrations_find_and_leave_the_right_data() {
     }
 }
 
+/// Holds reads back while it is told to.
+struct HeldReads {
+    below: Arc<MemoryDevice>,
+    held: Mutex<Option<Vec<Io>>>,
+}
+
+impl BlockDevice for HeldReads {
+    fn limits(&self) -> QueueLimits {
+        self.below.limits()
+    }
+
+    fn size(&self) -> Sector {
+        self.below.size()
+    }
+
+    fn submit(&self, io: Io) {
+        if io.op == Op::Read
+            && let Some(held) = &mut *self.held.lock()
+        {
+            return held.push(io);
+        }
+        self.below.submit(io);
+    }
+}
+
+#[test]
+fn a_block_does_not_leave_while_it_is_read() {
+    let world = World::new();
+    world.memory("m", METADATA_SECTORS);
+    let cache = Arc::new(HeldReads {
+        below: Arc::new(MemoryDevice::new(Sector(BLOCK * 8))),
+        held: Mutex::new(None),
+    });
+    world.add("c", cache.clone());
+    world.memory("o", SECTORS);
+    let (dev, time) = clocked::live(&world, &table("0 smq 0"));
+    for block in 0..8 {
+        assert!(write_fill(&*dev, block * BLOCK, BLOCK, block as u8 + 1).is_ok());
+    }
+    wait_clean(&dev, &time);
+    // Now only one block is asked for without being there.
+    reload(&dev, "0 smq 0");
+    *cache.held.lock() = Some(Vec::new());
+    let ends = Ends::new();
+    for block in 0..8 {
+        ends.send(&*dev, block, Op::Read, (block * BLOCK, 1), 0);
+    }
+    let ask = |times: u32| {
+        for round in 0..times {
+            assert!(request(&*dev, Op::Read, 20 * BLOCK, 1).is_ok());
+            if round % 10 == 0 {
+                time.advance(SECOND);
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        }
+    };
+    ask(500);
+    assert_eq!((count(&dev, DEMOTIONS), count(&dev, RESIDENT)), (0, 8));
+    for io in cache.held.lock().take().unwrap() {
+        cache.below.submit(io);
+    }
+    for (tag, status, data) in ends.wait(8) {
+        assert!(status.is_ok() && u64::from(data[0]) == tag + 1);
+    }
+    while count(&dev, PROMOTIONS) == 0 {
+        ask(10);
+    }
+    assert!(count(&dev, DEMOTIONS) > 0);
+}
+
 #[test]
 fn a_discarded_block_is_not_copied_and_reads_the_same_every_time() {
     let world = World::new();
@@ -487,6 +559,44 @@ fn a_failing_metadata_device_makes_it_read_only_and_loses_nothing() {
         let dev = again.mapped("two");
         let error = load(&dev, &line).unwrap_err().to_string();
         assert!(error.contains("check/repair"), "{error}");
+    }
+}
+
+/// A suspend that fails at any of its requests leaves no note of a clean shutdown behind that is not true.
+#[test]
+fn a_suspend_that_fails_does_not_call_dirty_blocks_clean() {
+    for fail_in in 0..20 {
+        let world = World::new();
+        let metadata = world.memory("x", METADATA_SECTORS);
+        let double = Double::new(metadata.clone());
+        world.add("m", double.clone());
+        let cache = world.memory("c", BLOCK * CACHE_BLOCKS);
+        let origin = world.memory("o", SECTORS);
+        let (dev, time) = clocked::live(&world, &table("1 metadata2 smq 0"));
+        assert!(write_fill(&*dev, 0, BLOCK, 1).is_ok());
+        wait_clean(&dev, &time);
+        double.fail_in.store(fail_in, Ordering::SeqCst);
+        suspend(&dev);
+        double.fail_in.store(-1, Ordering::SeqCst);
+        resume(&dev).unwrap();
+        message(&dev, "migration_threshold 0").ok();
+        assert!(write_fill(&*dev, 0, BLOCK, 2).is_ok());
+        assert!(request(&*dev, Op::Flush, 0, 0).is_ok());
+        // A cut; then somebody says that the metadata were checked.
+        let again = World::new();
+        let mut image = read_bytes(&*metadata, 0, METADATA_SECTORS).0;
+        let superblock: &mut [u8; 4096] = (&mut image[..4096]).try_into().unwrap();
+        superblock[4] &= !2;
+        seal(BlockKind::CacheSuperblock, 0, superblock);
+        put(&*again.memory("m", METADATA_SECTORS), &image);
+        let image = read_bytes(&*cache, 0, BLOCK * CACHE_BLOCKS).0;
+        put(&*again.memory("c", BLOCK * CACHE_BLOCKS), &image);
+        let origin = read_bytes(&*origin, 0, SECTORS).0;
+        let found = again.memory("o", SECTORS);
+        put(&*found, &origin);
+        let (dev, time) = clocked::live(&again, &table("0 cleaner 0"));
+        wait_clean(&dev, &time);
+        assert_eq!(read_bytes(&*found, 0, 1).0[0], 2, "{fail_in}");
     }
 }
 

@@ -31,6 +31,8 @@ pub(super) struct Metadata {
     was_clean: bool,
     /// A change or a commit failed: no more of them.
     broken: bool,
+    /// The superblock may say that all is in order.
+    may_say_clean: bool,
 }
 
 /// What a block of the cache holds.
@@ -79,6 +81,7 @@ impl Metadata {
             tm: TransactionManager::open(block_cache(&device), &now.metadata_space_map)?,
             device,
             was_clean: now.clean_shutdown,
+            may_say_clean: now.clean_shutdown,
             now,
             broken: false,
         })
@@ -105,6 +108,7 @@ impl Metadata {
                 ..SuperblockDisk::default()
             },
             was_clean: true,
+            may_say_clean: false,
             broken: false,
         };
         metadata.commit(false)?;
@@ -126,18 +130,30 @@ impl Metadata {
     pub fn commit(&mut self, clean: bool) -> Result<()> {
         self.change(|m| {
             m.now.clean_shutdown = clean;
+            m.may_say_clean |= clean;
             m.now.metadata_space_map = m.tm.prepare()?;
             let commit = m.tm.freeze(m.now.pack());
             commit.write()?;
             m.tm.finish(&commit);
+            m.may_say_clean = clean;
             Ok(())
         })
+    }
+
+    /// Sees to it that no superblock says any more that all is in order, also after a failure.
+    pub fn begin(&mut self) -> Result<()> {
+        match self.broken {
+            false => self.commit(false),
+            true if self.may_say_clean => self.abort(),
+            true => Ok(()),
+        }
     }
 
     /// After a failure: back to the last commit, with a mark that it is to be checked, and read-only.
     pub fn abort(&mut self) -> Result<()> {
         let mut last = Self::open(self.device.clone(), self.now.block, self.now.version)?;
         last.now.needs_check = true;
+        last.now.clean_shutdown = false;
         last.broken = true;
         let superblock = last.now.pack();
         let write = || {
@@ -145,6 +161,7 @@ impl Metadata {
             self.device.flush()
         };
         write().map_err(|e| MetadataError::io(e, "cannot mark the metadata as to be checked"))?;
+        last.may_say_clean = false;
         *self = last;
         Ok(())
     }

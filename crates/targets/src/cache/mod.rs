@@ -171,10 +171,9 @@ impl Cache {
         if !self.loaded.load(SeqCst) {
             self.take_over()?;
             self.loaded.store(true, SeqCst);
-        } else if self.shared.state.lock().health == Health::Write {
-            self.shared.metadata.lock().commit(false)?;
+            return Ok(());
         }
-        Ok(())
+        self.shared.metadata.lock().begin()
     }
 
     /// Takes the metadata as the line before has left them.
