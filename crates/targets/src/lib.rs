@@ -21,6 +21,7 @@ mod striped;
 mod switch;
 mod thin;
 mod thin_pool;
+mod told;
 mod unstriped;
 mod zero;
 
