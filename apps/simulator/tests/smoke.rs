@@ -78,7 +78,12 @@ fn targets_by_themselves_lose_no_flushed_write() {
 
 #[test]
 fn seeds_of_targets_by_themselves_that_once_failed_pass() {
-    for (kind, seed) in [(Kind::Clone, 114), (Kind::Merge, 2)] {
+    for (kind, seed) in [
+        (Kind::Clone, 114),
+        (Kind::Merge, 2),
+        (Kind::Snapshot, 1180),
+        (Kind::Snapshot, 1343),
+    ] {
         alone_passed(kind, seed, &run_alone(kind, seed));
     }
 }

@@ -16,7 +16,7 @@ use thinmap_dm::SuspendFlags;
 use thinmap_units::Sector;
 
 const LEN: u64 = 16384;
-const SLOW: &str = "min_recovery_rate 64 max_recovery_rate 64";
+const SLOW: &str = "min_recovery_rate 256 max_recovery_rate 256";
 const FAST: &str = "min_recovery_rate 1000000 max_recovery_rate 1000000";
 
 /// A new member fails in the middle of its rebuild and comes back, at a resume of the same table or of a later one.
@@ -87,4 +87,41 @@ fn another_members_bitmap_is_read_where_the_first_cannot_be() {
     assert!(status.is_ok() && bytes.iter().all(|byte| *byte == 7));
     assert_eq!(dev.size(), Sector(LEN));
     dev.destroy();
+}
+
+#[test]
+fn a_write_that_failed_on_the_only_whole_member_leaves_no_difference() {
+    // Two windows.
+    const LEN: u64 = 4096;
+    let mut lab = RaidLab::new(2, LEN);
+    let dev = lab.array(LEN, &format!("raid1 5 0 {FAST} {}", lab.members(&[0, 1])));
+    wait_idle(&dev);
+    let new = lab.add(LEN);
+    let members = lab.members(&[0, new]);
+    let table = format!("0 {LEN} raid raid1 7 0 {SLOW} rebuild 1 {members}");
+    replace(&dev, &table);
+    wait(&dev, |words| {
+        words[2] == "recover" && !words[1].starts_with("0/")
+    });
+    // The first window has been rebuilt: the rebuild goes there no more.
+    message(&dev, "frozen").unwrap();
+    wait(&dev, |words| words[2] == "frozen");
+    lab.data[0].fail_in.store(0, SeqCst);
+    assert!(!write_fill(&*dev, 8, 8, 9).is_ok());
+    assert_eq!(health(&dev), "Aa");
+    message(&dev, "idle").unwrap();
+    let mut found = (Vec::new(), Vec::new());
+    for _ in 0..100_000 {
+        found = (part(&lab, 0), part(&lab, new));
+        if found.0 == found.1 {
+            break;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(2));
+    }
+    assert!(found.0 == found.1);
+    dev.destroy();
+}
+
+fn part(lab: &RaidLab, member: usize) -> Vec<u8> {
+    read_bytes(&*lab.disks[member], 8, 8).0
 }

@@ -184,8 +184,9 @@ impl Desk {
     }
 
     fn reload(&mut self) -> Result<(), DmError> {
-        if self.is_merging {
-            // Refused while the one before is there, as by a kernel.
+        // A second merge is refused, as by a kernel; a clone whose metadata failed goes back to what was committed.
+        let goes_back = self.plan().kind == Kind::Clone && self.plan().has_faults();
+        if self.is_merging || goes_back {
             return self.resume_main();
         }
         if self.has_snapshot() && self.bench.draw(2) == 0 {

@@ -324,8 +324,15 @@ impl EndIo for Array {
     fn end_io(self: Arc<Self>, io: Io, tag: u64, status: BlkStatus) {
         let (ticket, span) = unpack(tag);
         if let Some(regions) = &self.regions {
-            let missed = self.members.is_degraded() || !status.is_ok() && io.op == Op::Write;
-            regions.end(span, missed);
+            let degraded = self.members.is_degraded();
+            let failed = !status.is_ok() && io.op == Op::Write;
+            regions.end(span, degraded || failed);
+            if failed && !degraded {
+                // On a member that has to stay; another may have it.
+                self.members.set_consistent_to(Sector::ZERO);
+                self.sync.lock().ask_for_resync();
+                self.wake_syncer();
+            }
         }
         if let Some(ticket) = ticket {
             self.gate.leave(ticket);
