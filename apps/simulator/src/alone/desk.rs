@@ -305,7 +305,7 @@ impl Desk {
             }
         }
         self.suspended = self.is_suspended("main");
-        !self.suspended && !(self.has_snapshot() && self.is_suspended("snap"))
+        !(self.suspended || self.has_snapshot() && self.is_suspended("snap"))
     }
 
     fn is_suspended(&self, name: &str) -> bool {
