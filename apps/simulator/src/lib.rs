@@ -1,6 +1,7 @@
 //! The simulator: the whole daemon, single-threaded, from one seed, with an oracle. See `docs/internals/simulator.md`.
 #![forbid(unsafe_code)]
 
+mod alone;
 mod commands;
 mod cut;
 mod oracle;
@@ -8,6 +9,7 @@ mod run;
 mod swarm;
 mod world;
 
+pub use alone::{Kind, run_alone};
 pub use run::{Outcome, run, run_mirrored, run_short};
 pub use swarm::Swarm;
 

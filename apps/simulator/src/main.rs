@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use clap::Parser;
-use thinmap_simulator::{run, run_mirrored, run_short, set_log};
+use thinmap_simulator::{Kind, run, run_alone, run_mirrored, run_short, set_log};
 
 /// Simulates the daemon, one seed a run.
 #[derive(Parser)]
@@ -25,6 +25,9 @@ struct Args {
     /// The pool's data lie on a mirror, of which a leg may fail.
     #[arg(long, conflicts_with = "short")]
     mirror: bool,
+    /// No pool: one target by itself.
+    #[arg(long, conflicts_with_all = ["short", "mirror"])]
+    target: Option<Kind>,
     /// Print a line of figures every so many seconds.
     #[arg(long, default_value_t = 10)]
     every: u64,
@@ -60,7 +63,9 @@ fn main() -> anyhow::Result<ExitCode> {
     let begin = Instant::now();
     let mut last = begin;
     for seed in seeds.clone() {
-        let outcome = if args.short {
+        let outcome = if let Some(kind) = args.target {
+            run_alone(kind, seed)
+        } else if args.short {
             run_short(seed)
         } else if args.mirror {
             run_mirrored(seed)

@@ -227,6 +227,13 @@ impl Oracle {
         self.volumes.remove(&id);
     }
 
+    /// The volume is what another was, which is gone.
+    pub fn become_other(&mut self, id: u32, other: u32) {
+        if let Some(volume) = self.volumes.remove(&other) {
+            self.volumes.insert(id, volume);
+        }
+    }
+
     /// Whether the volume must be there.
     pub fn set_presence(&mut self, id: u32, presence: Presence) {
         if let Some(volume) = self.volumes.get_mut(&id) {

@@ -73,10 +73,7 @@ fn live_all(swarm: Swarm, mut rng: SmallRng) -> Outcome {
         let (left, tally) = match lived {
             Ok(lived) => lived,
             Err(panic) => {
-                let text = panic.downcast_ref::<String>().map(String::as_str);
-                let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
-                let text = text.unwrap_or("a panic");
-                outcome.failure = Some(format!("life {life}: {text}"));
+                outcome.failure = Some(format!("life {life}: {}", text_of(&*panic)));
                 return outcome;
             }
         };
@@ -87,6 +84,13 @@ fn live_all(swarm: Swarm, mut rng: SmallRng) -> Outcome {
         remains = left;
     }
     outcome
+}
+
+/// What a panic says.
+pub fn text_of(panic: &(dyn std::any::Any + Send)) -> &str {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
+    text.unwrap_or("a panic")
 }
 
 impl Outcome {

@@ -729,7 +729,8 @@ impl State {
     }
 }
 
-fn may_run(waiting: Option<Waiting>, name: &str) -> bool {
+/// Whether an actor may have a turn while something waits.
+pub fn may_run(waiting: Option<Waiting>, name: &str) -> bool {
     match waiting {
         None => true,
         // It would take the lock of the command that waits.
@@ -738,7 +739,8 @@ fn may_run(waiting: Option<Waiting>, name: &str) -> bool {
     }
 }
 
-fn draw_cells(rng: &mut SmallRng, blocks: u64, long: bool) -> Range<u64> {
+/// What a request covers.
+pub fn draw_cells(rng: &mut SmallRng, blocks: u64, long: bool) -> Range<u64> {
     let cells = blocks * CELLS;
     let block = rng.random_range(0..blocks);
     match rng.random_range(0..8) {

@@ -4,7 +4,7 @@
 
 use std::collections::HashSet;
 
-use thinmap_simulator::{Outcome, run, run_mirrored, run_short};
+use thinmap_simulator::{Kind, Outcome, run, run_alone, run_mirrored, run_short};
 
 fn passed(seed: u64, outcome: &Outcome) {
     if let Some(failure) = &outcome.failure {
@@ -55,6 +55,43 @@ fn a_pool_on_a_mirror_loses_no_flushed_write_when_a_leg_fails() {
         images.len()
     );
     assert!(images.len() as u64 > seeds && fault_runs * 5 > seeds);
+}
+
+/// Each target by itself: what was flushed is there after every power cut, what was read once stays, copies and parity agree.
+#[test]
+fn targets_by_themselves_lose_no_flushed_write() {
+    let seeds = std::env::var("THINMAP_SEEDS").map_or(60, |n| n.parse().expect("a number"));
+    for kind in Kind::ALL {
+        let (mut lives, mut fault_runs) = (0, 0);
+        for seed in 0..seeds {
+            let outcome = run_alone(kind, seed);
+            alone_passed(kind, seed, &outcome);
+            lives += u64::from(outcome.lives);
+            fault_runs += u64::from(outcome.fault_run);
+        }
+        println!("{kind:?}: {seeds} seeds, {lives} lives, {fault_runs} fault runs");
+        assert!(lives > seeds && fault_runs * 10 > seeds, "{kind:?}");
+        let (one, two) = (run_alone(kind, 1), run_alone(kind, 1));
+        assert_eq!(one.trace, two.trace, "{kind:?}");
+    }
+}
+
+#[test]
+fn seeds_of_targets_by_themselves_that_once_failed_pass() {
+    for (kind, seed) in [
+        (Kind::Clone, 114),
+        (Kind::Merge, 2),
+        (Kind::Snapshot, 1180),
+        (Kind::Snapshot, 1343),
+    ] {
+        alone_passed(kind, seed, &run_alone(kind, seed));
+    }
+}
+
+fn alone_passed(kind: Kind, seed: u64, outcome: &Outcome) {
+    if let Some(failure) = &outcome.failure {
+        panic!("{kind:?}, seed {seed}: {failure}; see it with --target and --log");
+    }
 }
 
 #[test]

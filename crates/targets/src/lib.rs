@@ -23,6 +23,7 @@ mod striped;
 mod switch;
 mod thin;
 mod thin_pool;
+mod told;
 mod unstriped;
 mod verity;
 mod workers;

@@ -43,6 +43,8 @@ pub(super) struct Shared {
     idle: Condvar,
     /// Metadata can no longer be changed.
     pub read_only: AtomicBool,
+    /// A copy has failed since the worker looked: none is begun in the background for a while.
+    pub has_failed: AtomicBool,
     pub passdown: AtomicBool,
     pub hydration: AtomicBool,
     pub running: AtomicBool,
@@ -103,6 +105,7 @@ impl Shared {
             state: Mutex::default(),
             idle: Condvar::new(),
             read_only: AtomicBool::new(false),
+            has_failed: AtomicBool::new(false),
             passdown: AtomicBool::new(true),
             hydration: AtomicBool::new(true),
             running: AtomicBool::new(false),
@@ -225,6 +228,7 @@ impl Shared {
     fn copied(&self, region: u64, count: u64, status: BlkStatus, write: Option<Io>) {
         if !status.is_ok() {
             tracing::error!(region, count, ?status, "clone: hydration failed");
+            self.has_failed.store(true, SeqCst);
         }
         let mut waiting = Vec::new();
         let mut ended = write;
@@ -341,6 +345,7 @@ impl Shared {
         self.running.load(SeqCst)
             && self.hydration.load(SeqCst)
             && !self.read_only.load(SeqCst)
+            && !self.has_failed.load(SeqCst)
             && self.guests.load(SeqCst) == 0
     }
 

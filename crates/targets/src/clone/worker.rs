@@ -153,6 +153,8 @@ struct Progress {
     /// Where copying in the background goes on.
     next: u64,
     committed: Duration,
+    /// A copy has failed: when the next one may begin.
+    retry: Option<Duration>,
 }
 
 impl Actor for CloneActor {
@@ -168,6 +170,13 @@ impl Actor for CloneActor {
             // A failure is told, and seen by all that follows.
             let _ = self.shared.commit();
             progress.committed = now;
+        }
+        // A device that is gone is not tried over and over.
+        if self.shared.has_failed.load(SeqCst)
+            && *progress.retry.get_or_insert(now + COMMIT_PERIOD) <= now
+        {
+            self.shared.has_failed.store(false, SeqCst);
+            progress.retry = None;
         }
         progress.next = self.shared.hydrate(progress.next);
         match (

@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 use thinmap_block::{EndIo, Io, Op};
 use thinmap_dm::kit::Copier;
 use thinmap_dm::{MapOutcome, TableEvent};
-use thinmap_runtime::{ActorHandle, BufferPool, Spawner, Waiting, simulate};
+use thinmap_runtime::{ActorHandle, BufferPool, Spawner};
 use thinmap_units::{BlkStatus, Sector};
 
 use super::args::Features;
@@ -19,6 +19,7 @@ use super::legs::{Failure, Legs};
 use super::log::Log;
 use super::regions::{Admission, Regions};
 use super::worker::{Ask, Event, MirrorActor, WorkerState};
+use crate::told::wait_until_told;
 
 /// Recovery copies at most 2 MiB at a time, in pieces of at most 128 KiB.
 const COPY_PIECE: Sector = Sector(256);
@@ -152,13 +153,7 @@ impl MirrorSet {
     pub fn ask(&self, what: Ask) {
         let (sender, done) = mpsc::channel();
         self.push(Event::Ask(what, sender));
-        while let Err(mpsc::TryRecvError::Empty) = done.try_recv() {
-            if !simulate(Waiting::ForActors) {
-                // An error means that there is no worker.
-                let _ = done.recv();
-                return;
-            }
-        }
+        wait_until_told(&done);
     }
 
     /// A sector of the mapped device, from the line's begin.

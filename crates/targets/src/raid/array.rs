@@ -20,6 +20,7 @@ use super::members::{Keeper, MAX_SECTOR, MemberState, Members};
 use super::metadata::{Metadata, read_superblock};
 use super::regions::{Regions, Span};
 use super::sync::{SyncActor, SyncState};
+use crate::told::wait_until_told;
 
 /// How an array behaves over time.
 #[derive(Clone, Copy, Debug)]
@@ -279,17 +280,7 @@ impl Array {
             inbox.settle.push(sender);
         }
         self.wake_keeper();
-        let waiting = || matches!(receiver.try_recv(), Err(mpsc::TryRecvError::Empty));
-        loop {
-            if !waiting() {
-                return;
-            }
-            if !simulate(Waiting::ForActors) {
-                // An error is an answer too: the keeper is gone.
-                let _ = receiver.recv();
-                return;
-            }
-        }
+        wait_until_told(&receiver);
     }
 
     /// Resumed once more: failed members whose superblock can be read are taken back, and get what they lack.
@@ -302,9 +293,9 @@ impl Array {
             else {
                 continue;
             };
-            if read_superblock(&*meta.dev).is_err() {
+            let Ok(superblock) = read_superblock(&*meta.dev) else {
                 continue;
-            }
+            };
             tracing::info!(
                 member = index,
                 "raid: a failed member has a readable superblock: it is taken back"
@@ -314,8 +305,16 @@ impl Array {
                 let dirty = (0..regions.len()).filter(|index| regions.is_on_disk(*index));
                 dirty.for_each(|index| regions.set_needed(index));
             }
-            self.sync.lock().by_bitmap.push(index);
-            member.set_rebuilding(Sector::ZERO);
+            // One that had not got everything yet lacks more than that.
+            let was_whole = superblock.is_some_and(|found| found.recovered == MAX_SECTOR);
+            let by_bitmap = was_whole && !member.is_incomplete();
+            let mut sync = self.sync.lock();
+            sync.by_bitmap.retain(|other| *other != index);
+            if by_bitmap {
+                sync.by_bitmap.push(index);
+            }
+            drop(sync);
+            member.set_rebuilding(Sector::ZERO, by_bitmap);
         }
     }
 }
@@ -325,8 +324,15 @@ impl EndIo for Array {
     fn end_io(self: Arc<Self>, io: Io, tag: u64, status: BlkStatus) {
         let (ticket, span) = unpack(tag);
         if let Some(regions) = &self.regions {
-            let missed = self.members.is_degraded() || !status.is_ok() && io.op == Op::Write;
-            regions.end(span, missed);
+            let degraded = self.members.is_degraded();
+            let failed = !status.is_ok() && io.op == Op::Write;
+            regions.end(span, degraded || failed);
+            if failed && !degraded {
+                // On a member that has to stay; another may have it.
+                self.members.set_consistent_to(Sector::ZERO);
+                self.sync.lock().ask_for_resync();
+                self.wake_syncer();
+            }
         }
         if let Some(ticket) = ticket {
             self.gate.leave(ticket);

@@ -306,9 +306,10 @@ impl<'a> Assembly<'a> {
         role.first_use = false;
         // One that failed once and is there again: what it has missed is in the bitmap.
         if std::mem::replace(&mut role.faulty, false) {
+            // One that failed before it was rebuilt to its end lacks more than that.
+            role.by_bitmap = role.in_sync;
             role.recovered = Sector::ZERO;
             role.in_sync = false;
-            role.by_bitmap = true;
         }
         Ok(())
     }

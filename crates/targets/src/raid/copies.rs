@@ -12,7 +12,7 @@ use thinmap_block::{EndIo, Io, Op};
 use thinmap_units::{BlkStatus, Sector};
 
 use super::copies_sync::CopiesSync;
-use super::copies_write::Writing;
+use super::copies_write::WritesUnderWay;
 use super::level::{Level, Shape, SyncKind, SyncRanges, Synced};
 use super::members::Members;
 use super::raid10::{Geometry, Place};
@@ -77,6 +77,7 @@ pub(super) struct Shared {
     pub placement: Placement,
     member_len: Sector,
     reads: Vec<Reads>,
+    pub writes: WritesUnderWay,
 }
 
 /// What a member is busy with.
@@ -110,6 +111,7 @@ impl Copies {
                 placement,
                 member_len: shape.member_len,
                 reads: (0..members).map(|_| Reads::default()).collect(),
+                writes: WritesUnderWay::default(),
             }),
         })
     }
@@ -229,10 +231,7 @@ impl Level for Copies {
                 let at = io.sector;
                 shared.read(io, at, SmallVec::new());
             }
-            _ => {
-                let places = shared.placement.places(io.sector);
-                Writing::start(&shared.members, places, io);
-            }
+            _ => shared.write(io),
         }
     }
 

@@ -87,7 +87,7 @@ impl CopiesSync<'_> {
                 .min(window.end);
             pieces.push(Piece {
                 len: end - at,
-                places: self.placement.places(at),
+                places: self.by_trust(self.placement.places(at)),
             });
             at = end;
         }
@@ -97,6 +97,12 @@ impl CopiesSync<'_> {
             synced.mismatches += self.compare(batch)?;
         }
         Ok(synced)
+    }
+
+    /// The copy that readers were given where copies may differ comes first (`Shared::choose`): what was read once stays.
+    fn by_trust(&self, mut places: Places) -> Places {
+        places.sort_by_key(|(member, _)| self.members.member(*member).write_mostly);
+        places
     }
 
     /// Reads all copies of each piece, and writes those that differ from the first, unless only asked to count.

@@ -1,5 +1,7 @@
 //! A write, discard or write-zeroes on its way to all copies.
 
+use std::collections::VecDeque;
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 
@@ -8,12 +10,95 @@ use thinmap_block::{EndIo, Io};
 use thinmap_runtime::IoBuf;
 use thinmap_units::{BlkStatus, Sector};
 
-use super::copies::Places;
-use super::members::Members;
+use super::copies::{Places, Shared};
+
+/// Writes under way, none of which overlap: copies get what overlaps in the same order, or they would differ for ever where the bitmap
+/// says that they do not.
+#[derive(Default)]
+pub(super) struct WritesUnderWay(Mutex<UnderWay>);
+
+#[derive(Default)]
+struct UnderWay {
+    /// Of the array.
+    ranges: Vec<Range<Sector>>,
+    /// Those that overlap one under way, or one that waits before them.
+    waiting: VecDeque<Io>,
+    /// A thread is in [`Shared::leave`] and begins what can begin: writes that end at once must not nest.
+    is_starting: bool,
+}
+
+impl WritesUnderWay {
+    /// Counts a write in, or keeps it.
+    fn enter(&self, io: Io) -> Option<Io> {
+        let mut state = self.0.lock();
+        let range = range_of(&io);
+        let in_its_way = |other: &Range<Sector>| overlap(other, &range);
+        if state.ranges.iter().any(in_its_way)
+            || state.waiting.iter().any(|io| in_its_way(&range_of(io)))
+        {
+            state.waiting.push_back(io);
+            return None;
+        }
+        state.ranges.push(range);
+        Some(io)
+    }
+}
+
+impl UnderWay {
+    /// The first of those that wait for nothing any more, counted in.
+    fn next(&mut self) -> Option<Io> {
+        let clear = |index: &usize| {
+            let range = range_of(&self.waiting[*index]);
+            let earlier = self.waiting.iter().take(*index).map(range_of);
+            let mut others = self.ranges.iter().cloned().chain(earlier);
+            !others.any(|other| overlap(&other, &range))
+        };
+        let index = (0..self.waiting.len()).find(clear)?;
+        let io = self.waiting.remove(index)?;
+        self.ranges.push(range_of(&io));
+        Some(io)
+    }
+}
+
+impl Shared {
+    /// Takes something that changes the array.
+    pub fn write(self: &Arc<Self>, io: Io) {
+        if let Some(io) = self.writes.enter(io) {
+            Writing::start(self, io);
+        }
+    }
+
+    fn leave(self: &Arc<Self>, range: &Range<Sector>) {
+        let mut state = self.writes.0.lock();
+        if let Some(index) = state.ranges.iter().position(|other| other == range) {
+            state.ranges.swap_remove(index);
+        }
+        if state.is_starting {
+            return;
+        }
+        state.is_starting = true;
+        while let Some(io) = state.next() {
+            drop(state);
+            Writing::start(self, io);
+            state = self.writes.0.lock();
+        }
+        state.is_starting = false;
+    }
+}
+
+fn range_of(io: &Io) -> Range<Sector> {
+    io.sector..io.end()
+}
+
+fn overlap(a: &Range<Sector>, b: &Range<Sector>) -> bool {
+    a.start < b.end && b.start < a.end
+}
 
 /// See the module.
 pub(super) struct Writing {
-    members: Arc<Members>,
+    shared: Arc<Shared>,
+    /// Of the array.
+    range: Range<Sector>,
     left: AtomicUsize,
     /// The request itself travels to the last copy and waits here for the others.
     io: Mutex<Option<Io>>,
@@ -28,17 +113,20 @@ const ITSELF: u64 = 1 << 32;
 
 impl Writing {
     /// Sends a request to all copies that are written.
-    pub fn start(members: &Arc<Members>, places: Places, mut io: Io) {
+    fn start(shared: &Arc<Shared>, mut io: Io) {
+        let (members, range) = (&shared.members, range_of(&io));
+        let places = shared.placement.places(io.sector);
         let mut places: Places = places
             .into_iter()
             .filter(|(member, _)| members.is_writable(*member))
             .collect();
         let Some((last, last_sector)) = places.pop() else {
-            members.answer(io, BlkStatus::IoErr);
-            return;
+            shared.leave(&range);
+            return members.answer(io, BlkStatus::IoErr);
         };
         let writing = Arc::new(Self {
-            members: members.clone(),
+            shared: shared.clone(),
+            range,
             left: AtomicUsize::new(places.len() + 1),
             io: Mutex::new(None),
             written: AtomicBool::new(false),
@@ -82,7 +170,7 @@ impl EndIo for Writing {
             // A discard that one member does not know: no reason to give that member up.
             BlkStatus::NotSupp => self.refused.store(true, SeqCst),
             _ => {
-                if !self.members.fail(member) {
+                if !self.shared.members.fail(member) {
                     self.lost.store(true, SeqCst);
                 }
             }
@@ -93,7 +181,8 @@ impl EndIo for Writing {
         if self.left.fetch_sub(1, SeqCst) == 1
             && let Some(io) = self.io.lock().take()
         {
-            self.members.answer(io, self.status());
+            self.shared.leave(&self.range);
+            self.shared.members.answer(io, self.status());
         }
     }
 }

@@ -111,7 +111,8 @@ impl Array {
         }
         if let Some(regions) = &self.regions {
             let spans = writes.iter().map(|(_, span)| span.iter());
-            self.metadata.lock().set_dirty(regions, spans);
+            let resynced = self.resynced();
+            self.metadata.lock().set_dirty(regions, spans, resynced);
         }
         for (io, _) in writes {
             self.level.submit(io);

@@ -6,7 +6,7 @@
 //! ([`Members::answer`]). Otherwise a crash could bring the member back as if it had the write.
 
 use std::ops::Range;
-use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
@@ -64,6 +64,7 @@ pub(super) struct Member {
     state: AtomicU8,
     /// Sectors of it that are good while it is rebuilt.
     recovered: AtomicU64,
+    incomplete: AtomicBool,
     /// Sectors before its data.
     data_offset: AtomicU64,
     /// Read errors that were cured by writing.
@@ -84,6 +85,7 @@ impl Member {
             write_mostly,
             state: AtomicU8::new(state.pack()),
             recovered: AtomicU64::new(MAX_SECTOR.raw()),
+            incomplete: AtomicBool::new(false),
             data_offset: AtomicU64::new(0),
             corrected: AtomicU32::new(0),
         }
@@ -109,19 +111,32 @@ impl Member {
         self.data_offset.store(offset.raw(), SeqCst);
     }
 
-    /// Makes it one that is rebuilt from a sector on.
-    pub fn set_rebuilding(&self, from: Sector) {
+    /// Makes it one that is rebuilt from a sector on; `by_bitmap`: what it lacks is in the bitmap.
+    pub fn set_rebuilding(&self, from: Sector, by_bitmap: bool) {
+        self.incomplete.store(!by_bitmap, SeqCst);
         self.recovered.store(from.raw(), SeqCst);
         self.state.store(MemberState::Rebuilding.pack(), SeqCst);
     }
 
     /// It has everything now, if it has not failed meanwhile.
     pub fn end_rebuild(&self) {
-        let (from, to) = (MemberState::Rebuilding.pack(), MemberState::InSync.pack());
-        let swapped = self.state.compare_exchange(from, to, SeqCst, SeqCst);
-        if swapped.is_ok() {
+        if self.change(MemberState::Rebuilding, MemberState::InSync) {
             self.recovered.store(MAX_SECTOR.raw(), SeqCst);
+            self.incomplete.store(false, SeqCst);
         }
+    }
+
+    /// Whether it was one and is the other now.
+    fn change(&self, from: MemberState, to: MemberState) -> bool {
+        let swapped = self
+            .state
+            .compare_exchange(from.pack(), to.pack(), SeqCst, SeqCst);
+        swapped.is_ok()
+    }
+
+    /// Whether it was never rebuilt to its end: the bitmap does not know what it lacks.
+    pub fn is_incomplete(&self) -> bool {
+        self.incomplete.load(SeqCst)
     }
 
     /// Makes it one that is not used, without a word to anybody.
@@ -146,6 +161,8 @@ pub(super) struct Members {
     failures: AtomicU64,
     noted: AtomicU64,
     waiting: Mutex<Vec<(u64, Io, BlkStatus)>>,
+    /// One failure at a time: of two members that fail at once one may have to stay.
+    failing: Mutex<()>,
     keeper: OnceLock<Arc<dyn Keeper>>,
 }
 
@@ -160,6 +177,7 @@ impl Members {
             failures: AtomicU64::new(0),
             noted: AtomicU64::new(0),
             waiting: Mutex::default(),
+            failing: Mutex::default(),
             keeper: OnceLock::new(),
         })
     }
@@ -250,36 +268,36 @@ impl Members {
     /// the array cannot do without it (see [`FailRule`]): the error is then the requester's.
     pub fn fail(&self, index: usize) -> bool {
         let member = &self.list[index];
-        let was = member.state();
-        match was {
-            MemberState::Failed | MemberState::Missing => return true,
-            MemberState::InSync => {
-                let left = |i: usize| i != index && self.state(i) == MemberState::InSync;
-                let may = match self.rule {
-                    FailRule::Never => false,
-                    FailRule::WhileEnough => (self.enough)(&left),
-                    FailRule::Always => true,
-                };
-                if !may {
-                    return false;
-                }
+        let failing = self.failing.lock();
+        loop {
+            let was = member.state();
+            match was {
+                MemberState::Failed | MemberState::Missing => return true,
+                MemberState::InSync if !self.may_fail(index) => return false,
+                MemberState::InSync | MemberState::Rebuilding => {}
             }
-            MemberState::Rebuilding => {}
+            // First the count: whoever sees that the member is not written waits for the superblocks.
+            self.failures.fetch_add(1, SeqCst);
+            if member.change(was, MemberState::Failed) {
+                break;
+            }
+            // Recovered in between.
         }
-        let swapped =
-            member
-                .state
-                .compare_exchange(was.pack(), MemberState::Failed.pack(), SeqCst, SeqCst);
-        if swapped.is_err() {
-            // Someone else was faster: failed, or recovered in between.
-            return self.fail(index);
-        }
+        drop(failing);
         tracing::error!(member = index, "raid: a member has failed");
-        self.failures.fetch_add(1, SeqCst);
         if let Some(keeper) = self.keeper.get() {
             keeper.changed();
         }
         true
+    }
+
+    fn may_fail(&self, index: usize) -> bool {
+        let left = |i: usize| i != index && self.state(i) == MemberState::InSync;
+        match self.rule {
+            FailRule::Never => false,
+            FailRule::WhileEnough => (self.enough)(&left),
+            FailRule::Always => true,
+        }
     }
 
     /// Leaves it to the sync thread to write a part of a member anew that could not be read.

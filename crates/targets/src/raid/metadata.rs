@@ -13,7 +13,7 @@ use thinmap_units::{BlkStatus, Sector};
 
 use super::assemble::Found;
 use super::bitmap_disk::{BITMAP_SECTOR, BitmapHead, BitmapImage, PAGE_BYTES};
-use super::members::{MAX_SECTOR, MemberState, Members};
+use super::members::{MAX_SECTOR, Member, MemberState, Members};
 use super::regions::Regions;
 use super::superblock::{SuperblockDisk, set_failed};
 use super::transfer::{Transfer, transfer_all, transfer_metadata};
@@ -72,33 +72,43 @@ pub(super) fn find(has_data: bool, meta: Option<&dyn BlockDevice>) -> Found {
     found
 }
 
-/// Reads a bitmap's head; what is wrong with it.
-pub(super) fn read_bitmap_head(meta: &dyn BlockDevice) -> Result<BitmapHead, String> {
+/// Reads a bitmap's head, `None` where it cannot be read; what is wrong with it.
+pub(super) fn read_bitmap_head(meta: &dyn BlockDevice) -> Result<Option<BitmapHead>, String> {
     let buf = IoBuf::alloc(block_bytes(meta));
     let (buf, status) = thinmap_block::read(meta, BITMAP_SECTOR, buf);
     if !status.is_ok() {
-        return Err("the bitmap cannot be read".to_owned());
+        return Ok(None);
     }
-    BitmapHead::unpack(buf.as_slice()).map_err(|why| format!("invalid bitmap superblock: {why}"))
+    let head = BitmapHead::unpack(buf.as_slice());
+    head.map(Some)
+        .map_err(|why| format!("invalid bitmap superblock: {why}"))
 }
 
-/// Reads a bitmap of so many regions.
-pub(super) fn read_bitmap(meta: &dyn BlockDevice, regions: usize) -> Result<BitmapImage, String> {
+/// Reads a bitmap of so many regions; `None` where it cannot be read.
+pub(super) fn read_bitmap(meta: &dyn BlockDevice, regions: usize) -> Option<BitmapImage> {
     let bytes = BitmapImage::bytes_for(regions);
     let room = meta.size().raw().saturating_sub(BITMAP_SECTOR.raw());
     let room = usize::try_from(Sector(room).bytes()).unwrap_or(usize::MAX);
     let buf = IoBuf::alloc(bytes.min(room));
     let (buf, status) = thinmap_block::read(meta, BITMAP_SECTOR, buf);
     if !status.is_ok() {
-        return Err("the bitmap cannot be read".to_owned());
+        return None;
     }
     let mut image = buf.as_slice().to_vec();
     image.resize(bytes, 0);
-    Ok(BitmapImage::of(image))
+    Some(BitmapImage::of(image))
 }
 
 fn block_bytes(meta: &dyn BlockDevice) -> usize {
     (meta.limits().logical_block_size as usize).max(512)
+}
+
+/// How much of a member is good.
+fn mark(member: &Member) -> Sector {
+    match member.state() {
+        MemberState::Rebuilding => member.recovered(),
+        _ => MAX_SECTOR,
+    }
 }
 
 impl Metadata {
@@ -136,26 +146,21 @@ impl Metadata {
     pub fn update(&mut self, resynced: Sector) {
         loop {
             let failures = self.members.failures();
-            self.flush_rebuilt();
+            // CRASH: how far members are recovered, from before the flush: what comes on meanwhile is not on the medium yet.
+            let marks: Vec<Sector> = self.members.iter().map(mark).collect();
+            self.flush((0..self.members.len()).collect());
             self.events += 1;
             let head = self.head();
             if let Some(image) = &mut self.image {
                 image.set_head(&head);
             }
             self.write_bitmap();
-            self.write_superblocks(resynced);
+            self.write_superblocks(resynced, &marks);
             self.members.recorded(failures);
             if !self.members.has_news() {
                 return;
             }
         }
-    }
-
-    /// CRASH: what a superblock says is recovered must be on the medium.
-    fn flush_rebuilt(&self) {
-        let rebuilt = |index: &usize| self.members.state(*index) != MemberState::Failed;
-        let all = 0..self.members.len();
-        self.flush(all.filter(rebuilt).collect());
     }
 
     /// Flushes members' data; those that fail it fail.
@@ -181,7 +186,7 @@ impl Metadata {
         (0..self.members.len()).filter(kept).collect()
     }
 
-    fn write_superblocks(&self, resynced: Sector) {
+    fn write_superblocks(&self, resynced: Sector, marks: &[Sector]) {
         let mut failed = [0; 4];
         for index in 0..self.members.len() {
             if !self.members.is_writable(index) {
@@ -196,7 +201,7 @@ impl Metadata {
             let mut block = vec![0; block_bytes(&*meta.dev)];
             let superblock = SuperblockDisk {
                 failed,
-                ..self.superblock(index, resynced)
+                ..self.superblock(index, resynced, marks[index])
             };
             superblock.pack(&mut block);
             writes.push(Transfer::write(index, Sector::ZERO, &block).durable());
@@ -204,7 +209,7 @@ impl Metadata {
         self.write(writes);
     }
 
-    fn superblock(&self, index: usize, resynced: Sector) -> SuperblockDisk {
+    fn superblock(&self, index: usize, resynced: Sector, recovered: Sector) -> SuperblockDisk {
         let (facts, member) = (&self.facts, self.members.member(index));
         // Fewer than 254 members, and chunks below 2^31 sectors.
         let chunk = facts.chunk.raw() as u32;
@@ -214,10 +219,7 @@ impl Metadata {
             position: index as u32,
             events: self.events,
             failed: [0; 4],
-            recovered: match member.state() {
-                MemberState::Rebuilding => member.recovered(),
-                _ => MAX_SECTOR,
-            },
+            recovered,
             resynced,
             level: facts.level,
             layout: facts.layout,
@@ -275,7 +277,12 @@ impl Metadata {
     }
 
     /// Makes regions dirty on disk.
-    pub fn set_dirty(&mut self, regions: &Regions, spans: impl Iterator<Item = Range<usize>>) {
+    pub fn set_dirty(
+        &mut self,
+        regions: &Regions,
+        spans: impl Iterator<Item = Range<usize>>,
+        resynced: Sector,
+    ) {
         let Some(image) = &mut self.image else {
             return;
         };
@@ -284,6 +291,10 @@ impl Metadata {
             image.set(index, true);
         }
         self.write_bitmap();
+        // CRASH: a member that does not have the bits must not be found as good, or its bitmap might be believed.
+        if self.members.has_news() {
+            self.update(resynced);
+        }
         for index in spans.into_iter().flatten() {
             regions.set_on_disk(index);
         }

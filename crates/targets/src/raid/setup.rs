@@ -160,7 +160,9 @@ impl Setup<'_> {
             member.set_data_offset(self.assembled.data_offset);
             match self.assembled.starts.get(index) {
                 Some(Start::Failed) => member.set_failed(),
-                Some(Start::Rebuild { from, .. }) => member.set_rebuilding(*from),
+                Some(Start::Rebuild { from, by_bitmap }) => {
+                    member.set_rebuilding(*from, *by_bitmap)
+                }
                 _ => {}
             }
             list.push(member);
@@ -208,16 +210,31 @@ impl Setup<'_> {
         Ok(level)
     }
 
-    /// Reads the bitmap of the first member that is good.
+    /// Reads the bitmap of the first member that is good and can be read; as in the kernel what is read there counts.
     fn find_bitmap(&self, level: &dyn Level) -> Result<FoundBitmap, TableError> {
         let good = |index: &usize| self.assembled.starts[*index] == Start::InSync;
-        let any = |index: &usize| self.devices[*index].0.is_some();
-        let all = || (0..self.devices.len()).filter(any);
-        let index = all().find(good).or_else(|| all().next());
-        let Some(meta) = index.and_then(|index| self.devices[index].0.as_ref()) else {
-            return Err(cannot_run("no bitmap"));
+        let others = |index: &usize| !good(index);
+        let all = 0..self.devices.len();
+        for index in all.clone().filter(good).chain(all.filter(others)) {
+            let Some(meta) = &self.devices[index].0 else {
+                continue;
+            };
+            if let Some(found) = self.bitmap_of(meta, level).map_err(cannot_run)? {
+                return Ok(found);
+            }
+            tracing::warn!(member = index, "raid: the bitmap cannot be read");
+        }
+        Err(cannot_run("no bitmap can be read"))
+    }
+
+    fn bitmap_of(
+        &self,
+        meta: &DeviceUse,
+        level: &dyn Level,
+    ) -> Result<Option<FoundBitmap>, String> {
+        let Some(head) = read_bitmap_head(&*meta.dev)? else {
+            return Ok(None);
         };
-        let head = read_bitmap_head(&*meta.dev).map_err(cannot_run)?;
         let mut found = FoundBitmap {
             region: head.region,
             events: head.events,
@@ -227,17 +244,19 @@ impl Setup<'_> {
         if head.is_stale() || head.events < self.assembled.events {
             tracing::warn!("raid: the bitmap is out of date: everything is synced");
             found.dirty.push((Sector::ZERO, level.sync_len()));
-            return Ok(found);
+            return Ok(Some(found));
         }
         let len = head.sync_len.min(level.sync_len());
         let count = len.raw().div_ceil(head.region.raw());
         let count = usize::try_from(count).unwrap_or(usize::MAX);
-        let image = read_bitmap(&*meta.dev, count).map_err(cannot_run)?;
+        let Some(image) = read_bitmap(&*meta.dev, count) else {
+            return Ok(None);
+        };
         for index in (0..count).filter(|index| image.is_set(*index)) {
             let begin = Sector(index as u64 * head.region.raw());
             found.dirty.push((begin, begin + head.region));
         }
-        Ok(found)
+        Ok(Some(found))
     }
 
     /// Regions that members may differ in.

@@ -111,6 +111,11 @@ impl SyncState {
         self.in_window || self.running.is_some()
     }
 
+    /// Members may differ.
+    pub fn ask_for_resync(&mut self) {
+        self.resync = true;
+    }
+
     /// Leaves a read error to be cured.
     pub fn add_heal(&mut self, member: usize, window: Range<Sector>) {
         let known = self

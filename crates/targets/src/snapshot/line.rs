@@ -23,6 +23,7 @@ use super::state::{State, Validity};
 use super::store::Store;
 use super::worker::Event;
 use crate::args::measured;
+use crate::told::wait_until_told;
 
 /// The target type `snapshot`.
 pub struct SnapshotType;
@@ -279,7 +280,7 @@ impl SnapshotLine {
         let (sender, stopped) = mpsc::channel();
         snapshot.push(Event::StopMerge(sender));
         // An error means that there is no worker, and so no merge.
-        let _ = stopped.recv();
+        wait_until_told(&stopped);
     }
 }
 

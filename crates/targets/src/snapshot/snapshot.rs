@@ -9,7 +9,7 @@ use std::sync::{Arc, OnceLock};
 
 use arc_swap::ArcSwap;
 use parking_lot::{Mutex, RwLock};
-use thinmap_block::{BlockDevice, EndIo, Io};
+use thinmap_block::{BlockDevice, EndIo, Io, Op};
 use thinmap_dm::TableEvent;
 use thinmap_dm::kit::{Copier, CopyRequest, CopySource, DeferredSet, Overlay, Ticket};
 use thinmap_runtime::{ActorHandle, Spawner};
@@ -310,6 +310,11 @@ impl EndIo for Snapshot {
             && self.reads.leave(ticket)
         {
             self.wake();
+        }
+        // The origin is written without a copy then: what was read may be new already.
+        let is_valid = self.state.read().validity == Validity::Valid;
+        if io.op == Op::Read && status.is_ok() && !is_valid {
+            return io.complete(BlkStatus::IoErr);
         }
         io.complete(status);
     }

@@ -257,7 +257,9 @@ impl Lab {
         self.disks[member].fail_in.store(-1, SeqCst);
         self.disks[member].scribble(rng);
         self.disks[member].bad.lock().clear();
-        self.members.member(member).set_rebuilding(Sector::ZERO);
+        self.members
+            .member(member)
+            .set_rebuilding(Sector::ZERO, false);
     }
 
     /// One window further with all rebuilding members; whether they are in sync.

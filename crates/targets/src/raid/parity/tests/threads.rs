@@ -47,7 +47,9 @@ fn threads_that_write_at_once_see_their_own_writes() {
                     let member = rng.random_range(0..kind.members);
                     lab.members.fail(member);
                     // It keeps what it had: reads that began before may still be under way.
-                    lab.members.member(member).set_rebuilding(Sector::ZERO);
+                    lab.members
+                        .member(member)
+                        .set_rebuilding(Sector::ZERO, false);
                     lab.recover(&mut rng);
                 }
             });
