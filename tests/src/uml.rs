@@ -145,7 +145,7 @@ for module in dm-multipath dm-round-robin dm-queue-length dm-service-time \
     dm-delay dm-flakey dm-dust dm-log-writes dm-unstripe dm-switch dm-era dm-clone; do
     modprobe -d {modules} $module
 done
-for module in crc32_generic sha512_generic dm-integrity; do
+for module in ctr crc32_generic sha512_generic dm-integrity; do
     modprobe -d {modules} $module
 done
 dmesg -n 1
