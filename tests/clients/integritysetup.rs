@@ -56,11 +56,11 @@ fn devices_with_tags_live_in_every_mode() {
         "integrity DEVICE 0 4 J 8 journal_sectors:704 interleave_sectors:32768 buffer_sectors:128 \
          journal_watermark:50 commit_time:10000 fix_padding fix_hmac internal_hash:crc32c\n"
     );
-    let hash = "--integrity sha256 --sector-size 4096";
+    let hash = "--integrity sha256";
     let direct = life(
         &world,
         SUPERVISOR,
-        &format!("{hash} --tag-size 32"),
+        &format!("{hash} --sector-size 4096 --tag-size 32"),
         &format!("{hash} --integrity-no-journal"),
     );
     assert!(direct.contains(" 0 32 D 7 block_size:4096 "), "{direct}");

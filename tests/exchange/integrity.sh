@@ -14,9 +14,10 @@ LINES="0 D internal_hash:crc32c
 5 J internal_hash:xxhash64 block_size:1024 META journal_sectors:3000
 6 B internal_hash:crc32c sectors_per_bit:64
 7 B internal_hash:sha1 META sectors_per_bit:512 block_size:4096
-8 D internal_hash:crc32 fix_padding recalculate"
-COUNT=9
-LAST=$((COUNT - 1))
+8 J internal_hash:sha256 fix_padding journal_sectors:500 journal_crypt:ctr(aes):00112233445566778899aabbccddeeff journal_mac:sha1
+9 J internal_hash:crc32c journal_sectors:900 journal_crypt:cbc(aes):00112233445566778899aabbccddeeff0011223344556677 block_size:4096
+10 D internal_hash:crc32 fix_padding recalculate"
+LAST=10
 
 # open_line NUMBER PREFIX: the line iNUMBER over the images there that begin so.
 open_line() {
@@ -47,7 +48,7 @@ note_all() {
 
 # cut_all: keeps what the devices hold now, before anything ends in good order.
 cut_all() {
-    for number in $(seq 1 7); do
+    for number in $(seq 1 9); do
         for image in i m; do
             cp "$IMAGES/$image$number.img" "$IMAGES/cut_$image$number.img"
         done
@@ -103,7 +104,7 @@ check_images() {
 
 # check_cut: the same of lines that were not ended.
 check_cut() {
-    for number in $(seq 1 7); do
+    for number in $(seq 1 9); do
         open_line "$number" "$IMAGES/cut_"
         check_one "$number" "$(sed -n "s/^$number //p" "$IMAGES/manifest")" ' after a cut'
         quiet dmsetup remove "i$number"

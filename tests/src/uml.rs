@@ -144,7 +144,7 @@ done
 for module in dm-multipath dm-round-robin dm-queue-length dm-service-time \
     dm-delay dm-flakey dm-dust dm-log-writes dm-unstripe dm-switch dm-era dm-clone \
     sha512_generic sha3_generic rmd160 dm-verity dm-writecache dm-cache dm-cache-smq \
-    crc32_generic dm-integrity; do
+    ctr crc32_generic dm-integrity; do
     modprobe -d {modules} $module
 done
 dmesg -n 1

@@ -34,7 +34,8 @@ run dmsetup table i
 superblock "$A"
 write i 0 64 one
 write i 5000 64 two
-dd if="$A" bs=4096 skip=1 count=1 iflag=direct status=none | od -An -v -tx1 | head -3
+# The bitmap: a bit for each 512 sectors of the device's 32328.
+dd if="$A" bs=4096 skip=1 count=1 iflag=direct status=none | head -c 8 | od -An -v -tx1
 same i 0 64 one
 cp "$WORK/A.img" "$WORK/cut.img"
 run dmsetup suspend i
@@ -113,6 +114,24 @@ cp "$WORK/cut.img" "$WORK/A.img"
 run dmsetup create i --table "0 8192 integrity $A 0 4 J 2 internal_hash:crc32c journal_mac:hmac(sha256):00112234"
 run dd if="$DEVDIR/i" of=/dev/null bs=4k count=1 iflag=direct status=none
 quiet dmsetup remove i
+title 'encrypted journals'
+for cipher in 'ctr(aes):000102030405060708090a0b0c0d0e0f' 'cbc(aes):000102030405060708090a0b0c0d0e0f1011121314151617'; do
+    blank "$A"
+    run dmsetup create i --table "0 8192 integrity $A 0 - J 4 internal_hash:crc32c journal_mac:crc32c journal_crypt:$cipher journal_sectors:600"
+    run dmsetup table i
+    bytes "$A" 8 600
+    write i 0 640 one
+    cp "$WORK/A.img" "$WORK/cut.img"
+    quiet dmsetup remove i
+    bytes "$A" 0 32768
+    cp "$WORK/cut.img" "$WORK/A.img"
+    run dmsetup create i --table "0 8192 integrity $A 0 4 D 3 internal_hash:crc32c journal_mac:crc32c journal_crypt:$cipher"
+    same i 0 640 one
+    quiet dmsetup remove i
+done
+blank "$A"
+try bad "0 8192 integrity $A 0 - J 2 internal_hash:crc32c journal_crypt:nothing"
+try bad "0 8192 integrity $A 0 - J 2 internal_hash:crc32c journal_crypt:cbc(aes):00"
 title 'a journal that is damaged'
 blank "$A"
 run dmsetup create i --table "0 8192 integrity $A 0 - J 2 internal_hash:crc32c journal_sectors:600"

@@ -208,7 +208,7 @@ pub(super) fn construct(
         salt: sb.has(flag::FIXED_HMAC).then_some(sb.salt),
         clock: cx.env.clock.clone(),
         flags: AtomicU32::new(sb.flags),
-        recalc: AtomicU64::new(sb.recalc_sector),
+        recalc: AtomicU64::new(whole_blocks(&sb)),
         mismatches: AtomicU64::new(0),
         failed: OnceLock::new(),
         fast: Mutex::new(Fast::default()),
@@ -246,7 +246,6 @@ pub(super) fn construct(
         shared,
         beginning: Beginning {
             first: true,
-            just_formatted: formats,
             reset_recalculate: args.reset_recalculate,
             bitmap_blocks,
             log2_sectors_per_bit,
@@ -355,6 +354,11 @@ pub(super) fn check(sb: &Superblock, args: &Args, tag_size: u32) -> Result<(), T
         return Err(wrong("Journal mac mismatch"));
     }
     Ok(())
+}
+
+/// Where recalculation goes on: at the beginning of a block.
+pub(super) fn whole_blocks(sb: &Superblock) -> u64 {
+    sb.recalc_sector >> sb.log2_block << sb.log2_block
 }
 
 fn check_recalculation(sb: &Superblock, args: &Args, provided: u64) -> Result<(), TableError> {

@@ -18,7 +18,7 @@ use super::tags::Buffers;
 /// What tags of discarded blocks are filled with.
 pub(super) const DISCARDED: u8 = 0xf6;
 /// Tags of a usual request, without an allocation.
-type TagBytes = SmallVec<[u8; 512]>;
+pub(super) type TagBytes = SmallVec<[u8; 512]>;
 /// In a frame's tag beside the sector: flush when it has ended.
 const FUA: u64 = 1 << 63;
 
@@ -182,7 +182,7 @@ impl Shared {
         let pairs = stored.chunks(size).zip(wanted.chunks(size));
         for (number, (stored, wanted)) in pairs.enumerate() {
             let discarded = || self.allow_discards && stored.iter().all(|b| *b == DISCARDED);
-            if stored == wanted || discarded() || fresh.contains(&number) {
+            if stored == wanted || discarded() || fresh.binary_search(&number).is_ok() {
                 continue;
             }
             let sector = range.start + number as u64 * self.layout.block_sectors();
@@ -259,7 +259,7 @@ impl Shared {
     }
 
     fn write_to_journal(self: &Arc<Self>, io: Io) {
-        let mut tags = vec![0; self.tag_bytes(&Self::range_of(&io))];
+        let mut tags = TagBytes::from_elem(0, self.tag_bytes(&Self::range_of(&io)));
         self.tags_for(io.sector.raw(), io.buf.as_slice(), &mut tags);
         let mut write = Stalled { io, tags, done: 0 };
         let mut fast = self.fast.lock();

@@ -18,8 +18,6 @@ use super::superblock::flag;
 pub(super) struct Beginning {
     /// This is the line's first resume.
     pub first: bool,
-    /// The journal was made when the table was loaded.
-    pub just_formatted: bool,
     pub reset_recalculate: bool,
     pub bitmap_blocks: usize,
     pub log2_sectors_per_bit: u32,
@@ -47,7 +45,7 @@ impl Shared {
             self.write_superblock(slow);
         } else {
             if how.first {
-                self.replay(how.just_formatted);
+                self.replay();
             }
             if how.reset_recalculate {
                 self.recalculate_all();
@@ -102,7 +100,7 @@ impl Shared {
         }
         if self.mode != Mode::Bitmap {
             self.write_blank(0, self.layout.shape.sections, 0);
-            self.replay(false);
+            self.replay();
             self.set_flag(flag::DIRTY_BITMAP, false);
             return;
         }
@@ -138,15 +136,13 @@ impl Shared {
     }
 
     /// Writes what the journal has to where it belongs, and makes it ready for more.
-    fn replay(self: &Arc<Self>, just_formatted: bool) {
+    fn replay(self: &Arc<Self>) {
         let mut journal = Journal::blank(&self.layout, self.commit_ids);
-        if !just_formatted {
-            self.read_journal(journal.bytes_mut());
-            if let Some(cipher) = &self.journal_cipher {
-                let bytes = self.layout.shape.sectors as usize * 512;
-                for (number, section) in (0..).zip(journal.bytes_mut().chunks_mut(bytes)) {
-                    cipher.decrypt(number, section);
-                }
+        self.read_journal(journal.bytes_mut());
+        if let Some(cipher) = &self.journal_cipher {
+            let bytes = self.layout.shape.sectors as usize * 512;
+            for (number, section) in (0..).zip(journal.bytes_mut().chunks_mut(bytes)) {
+                cipher.decrypt(number, section);
             }
         }
         if self.failed().is_none() {

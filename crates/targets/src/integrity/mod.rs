@@ -121,7 +121,7 @@ impl Integrity {
             return Err(failed(reason.to_owned(), EINVAL));
         }
         shared.flags.store(sb.flags, SeqCst);
-        shared.recalc.store(sb.recalc_sector, SeqCst);
+        shared.recalc.store(construct::whole_blocks(&sb), SeqCst);
         if self.args.recalculate && !sb.has(flag::RECALCULATING) {
             shared.set_flag(flag::RECALCULATING, true);
             shared.recalc.store(0, SeqCst);

@@ -113,7 +113,7 @@ pub(super) struct Fast {
 /// A write of which the first blocks are in the journal.
 pub(super) struct Stalled {
     pub io: Io,
-    pub tags: Vec<u8>,
+    pub tags: super::data::TagBytes,
     pub done: usize,
 }
 
