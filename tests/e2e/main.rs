@@ -11,6 +11,7 @@ mod file_systems;
 mod fio;
 mod flush_log;
 mod full;
+mod integrity;
 mod keys;
 mod kill;
 mod many;
