@@ -2,7 +2,7 @@
 disk M 4M
 disk C 8M
 disk O 32M
-fill "$O" 0 65536 origin
+fill "$O" 0 16384 origin
 
 # write BLOCK COUNT WORD: so many whole blocks of 64 KiB.
 write() { pattern "$3" $(($2 * 128)) | dd of="$DEVDIR/c" bs=64k seek="$1" iflag=fullblock oflag=direct conv=notrunc status=none; }
