@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use clocked::{Ends, ManualTime};
+use clocked::{Ends, ManualSpawner, ManualTime};
 use power::Machine;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
@@ -21,8 +21,13 @@ use support::delayed::Delayed;
 use support::*;
 use thinmap_block::backing::MemoryDevice;
 use thinmap_block::{BlockDevice, IoFlags, Op};
-use thinmap_dm::{MappedDevice, StatusKind, SuspendFlags, WhichTable};
-use thinmap_units::{BlkStatus, Sector};
+use thinmap_dm::{
+    Environment, KeptMemory, MappedDevice, MemoryKeeper, Registry, SharedState, StatusKind,
+    SuspendFlags, WhichTable,
+};
+use thinmap_persistent_data::{BlockKind, seal};
+use thinmap_runtime::{SharedMemory, Spawner};
+use thinmap_units::{BlkStatus, DevNo, DmName, Sector};
 
 const BLOCK: u64 = 64;
 const CACHE_BLOCKS: u64 = 12;
@@ -662,5 +667,138 @@ fn damaged_metadata_are_an_error_and_no_panic() {
             suspend(&dev);
         }
         assert!(refused > 100, "{refused}");
+    }
+}
+
+/// Somebody starts a next daemon; a cache needs no memory of it.
+struct Keeper;
+
+impl MemoryKeeper for Keeper {
+    fn open(&self, name: &str, _: usize) -> std::io::Result<SharedMemory> {
+        Err(std::io::Error::other(name.to_owned()))
+    }
+
+    fn forget(&self, _: &str) {}
+}
+
+/// As [`clocked::live`], under a keeper.
+fn kept(world: &Arc<World>, table: &str) -> (Arc<MappedDevice>, Arc<ManualTime>) {
+    let time = Arc::new(ManualTime::default());
+    let spawner = Arc::new(ManualSpawner(time.clone()));
+    let env = Arc::new(Environment {
+        opener: world.clone(),
+        clock: spawner.clock(),
+        spawner,
+        freezer: None,
+        shared: SharedState::default(),
+    });
+    env.shared.of::<KeptMemory>().set(Arc::new(Keeper));
+    let registry = Registry::new(thinmap_targets::ALL);
+    let name = DmName::new("kept").unwrap();
+    let dev = MappedDevice::new(env, registry, DevNo::new(253, 98), name, None);
+    load(&dev, table).unwrap();
+    resume(&dev).unwrap();
+    (dev, time)
+}
+
+/// A crash of the daemon alone, at any moment: the page cache above believes in all that was answered, flushed or not.
+#[test]
+fn what_was_answered_is_there_for_the_next_daemon() {
+    const LINES: [&str; 4] = [
+        "0 smq 2 migration_threshold 100000",
+        "1 metadata2 smq 0",
+        "1 writethrough smq 0",
+        "0 smq 2 migration_threshold 0",
+    ];
+    let sizes = [METADATA_SECTORS, BLOCK * CACHE_BLOCKS, SECTORS];
+    for seed in 0..60_u64 {
+        let mut rng = SmallRng::seed_from_u64(seed);
+        let mut model = patterns(0, SECTORS, 0);
+        let mut images = sizes.map(|size| vec![0; (size * 512) as usize]);
+        images[2].clone_from(&model);
+        for life in 0..4 {
+            let world = World::new();
+            let disks = ["m", "c", "o"].map(|name| {
+                let which = ["m", "c", "o"].iter().position(|n| *n == name).unwrap();
+                let disk = world.memory(name, sizes[which]);
+                put(&*disk, &images[which]);
+                disk
+            });
+            let line = LINES[rng.random_range(0..LINES.len())];
+            let (dev, time) = kept(&world, &table(line));
+            assert!(read_bytes(&*dev, 0, SECTORS).0 == model, "{seed} {life}");
+            for _ in 0..rng.random_range(1..80) {
+                let (sector, sectors) = place(&mut rng);
+                match rng.random_range(0..8) {
+                    0 => time.advance(SECOND),
+                    1..3 => drop(read_bytes(&*dev, sector, sectors)),
+                    _ => {
+                        let data = patterns(sector, sectors, rng.random());
+                        assert!(write_at(&*dev, sector, &data).is_ok());
+                        let range = sector as usize * 512..(sector + sectors) as usize * 512;
+                        model[range].copy_from_slice(&data);
+                    }
+                }
+            }
+            // Metadata first: what the others say of later does them no harm.
+            for (image, (disk, size)) in images.iter_mut().zip(disks.iter().zip(sizes)) {
+                *image = read_bytes(&**disk, 0, size).0;
+            }
+        }
+    }
+}
+
+/// Numbers that no metadata of ours have, with the right checksums.
+#[test]
+fn metadata_with_impossible_numbers_are_refused() {
+    const LARGE: u64 = 1 << 17;
+    let line = |block: u64| {
+        format!(
+            "0 {} cache m c o {block} 0 smq 2 migration_threshold 0",
+            block * 2
+        )
+    };
+    for (block, what) in [(BLOCK, "discards"), (LARGE, "mapping")] {
+        let world = World::new();
+        let metadata = world.memory("m", METADATA_SECTORS);
+        world.memory("c", block * 2);
+        world.memory("o", block * 2);
+        let (dev, _) = clocked::live(&world, &line(block));
+        assert!(write_fill(&*dev, block, block, 9).is_ok());
+        assert!(request(&*dev, Op::Flush, 0, 0).is_ok());
+        suspend(&dev);
+        let mut image = read_bytes(&*metadata, 0, METADATA_SECTORS).0;
+        for (number, bytes) in (0..).zip(image.chunks_exact_mut(4096)) {
+            let kind = match (what, number) {
+                ("discards", 0) => {
+                    // Not shut down in order, so that they would not count.
+                    bytes[4] = 0;
+                    bytes[224..232].fill(0xff);
+                    BlockKind::CacheSuperblock
+                }
+                ("mapping", 1..) => {
+                    let one = (1_u64 << 16 | 1).to_le_bytes();
+                    let dirty = (1_u64 << 16 | 3).to_le_bytes();
+                    let place = bytes
+                        .chunks_exact_mut(8)
+                        .find(|w| **w == one || **w == dirty);
+                    let Some(place) = place else { continue };
+                    // Times the size of a block, it is past 64 bits.
+                    place[2..].fill(0xff);
+                    BlockKind::Array
+                }
+                _ => continue,
+            };
+            let bytes: &mut [u8; 4096] = bytes.try_into().unwrap();
+            seal(kind, number, bytes);
+        }
+        put(&*metadata, &image);
+        load(&dev, &line(block)).unwrap();
+        let error = resume(&dev).unwrap_err().to_string();
+        let expected = match what {
+            "discards" => "fewer discard bits than blocks",
+            _ => "which no device can have",
+        };
+        assert!(error.contains(expected), "{what}: {error}");
     }
 }
