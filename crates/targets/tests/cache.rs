@@ -20,7 +20,7 @@ use rand::{Rng, SeedableRng};
 use support::delayed::Delayed;
 use support::*;
 use thinmap_block::backing::MemoryDevice;
-use thinmap_block::{BlockDevice, IoFlags, Op};
+use thinmap_block::{BlockDevice, EndIo, Io, IoFlags, Op};
 use thinmap_dm::{
     Environment, KeptMemory, MappedDevice, MemoryKeeper, Registry, SharedState, StatusKind,
     SuspendFlags, WhichTable,
@@ -800,5 +800,147 @@ fn metadata_with_impossible_numbers_are_refused() {
             _ => "which no device can have",
         };
         assert!(error.contains(expected), "{what}: {error}");
+    }
+}
+
+/// Many requests at once on disks that end them in any order, commits of two threads, now and then a failing disk, and a power cut: a flush
+/// that ended well covers what had ended when it came.
+#[test]
+fn requests_beside_commits_and_failures_and_a_power_cut() {
+    const LINES: [&str; 4] = [
+        "0 smq 2 migration_threshold 100000",
+        "1 metadata2 smq 0",
+        "0 smq 2 migration_threshold 0",
+        "1 writethrough smq 0",
+    ];
+    let seeds = std::env::var("THINMAP_SEEDS").map_or(60, |n| n.parse().unwrap());
+    let sizes = [METADATA_SECTORS, BLOCK * CACHE_BLOCKS, SECTORS];
+    for seed in 0..seeds {
+        let mut rng = SmallRng::seed_from_u64(seed);
+        let line = table(LINES[seed as usize % 4]);
+        let allowed: Vec<Vec<u8>> = vec![vec![0]; SECTORS as usize];
+        let machine = Machine::new(seed, &sizes, allowed);
+        put(&*machine.disk(2), &patterns(0, SECTORS, 0));
+        assert!(request(&*machine.disk(2), Op::Flush, 0, 0).is_ok());
+        let world = World::new();
+        let doubles = [0, 1, 2].map(|which| Double::new(machine.disk(which)));
+        world.add("m", doubles[0].clone());
+        world.add("c", Delayed::new(doubles[1].clone(), seed));
+        world.add("o", Delayed::new(doubles[2].clone(), seed + 1));
+        let (dev, time) = clocked::live(&world, &line);
+        machine.cut_in(rng.random_range(0..3000));
+        if seed % 3 == 0 {
+            let double = &doubles[rng.random_range(0..3)];
+            double
+                .fail_in
+                .store(rng.random_range(0..200), Ordering::SeqCst);
+        }
+        let mut well = true;
+        let done = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !done.load(Ordering::SeqCst) {
+                    let _ = status(&dev);
+                }
+            });
+            for _ in 0..300 {
+                if machine.is_cut() {
+                    break;
+                }
+                let version = rng.random_range(1..=255_u8);
+                let mut places = Vec::new();
+                let mut next = rng.random_range(0..BLOCK * 4);
+                while next < SECTORS {
+                    let whole = next % BLOCK == 0 && rng.random();
+                    let sectors = if whole { BLOCK } else { rng.random_range(1..8) };
+                    let sectors = sectors.min(SECTORS - next);
+                    places.push((next, sectors));
+                    next += sectors + rng.random_range(0..BLOCK * 3);
+                    if rng.random() {
+                        next = next.next_multiple_of(BLOCK);
+                    }
+                }
+                let mut before = Vec::new();
+                machine.note(|notes| {
+                    before = notes.iter().map(|sector| sector.len()).collect();
+                    for (sector, sectors) in &places {
+                        let range = *sector as usize..(sector + sectors) as usize;
+                        notes[range].iter_mut().for_each(|s| s.push(version));
+                    }
+                });
+                let sent = Written::default();
+                let sent = Arc::new(sent);
+                for (sector, sectors) in &places {
+                    sent.write(&*dev, *sector, &patterns(*sector, *sectors, version));
+                }
+                let flushed = rng.random::<bool>() && request(&*dev, Op::Flush, 0, 0).is_ok();
+                well &= sent.wait(places.len());
+                // Once a write has failed, what it left is the old or the new for ever.
+                machine.note(|notes| {
+                    for (sector, before) in notes.iter_mut().zip(&before) {
+                        if flushed && well {
+                            sector.drain(..before - 1);
+                        }
+                    }
+                });
+                if rng.random_range(0..4) == 0 {
+                    time.advance(SECOND);
+                }
+            }
+            done.store(true, Ordering::SeqCst);
+        });
+        let (mut images, allowed) = machine.found();
+        // What `cache_check --clear-needs-check-flag` does.
+        let superblock: &mut [u8; 4096] = (&mut images[0][..4096]).try_into().unwrap();
+        superblock[4] &= !2;
+        seal(BlockKind::CacheSuperblock, 0, superblock);
+        let again = World::new();
+        for (image, (name, size)) in images.iter().zip(["m", "c", "o"].into_iter().zip(sizes)) {
+            put(&*again.memory(name, size), image);
+        }
+        let (dev, _) = clocked::live(&again, &table("0 smq 2 migration_threshold 0"));
+        let (data, _) = read_bytes(&*dev, 0, SECTORS);
+        for (sector, bytes) in data.chunks(512).enumerate() {
+            assert!(
+                allowed[sector].contains(&bytes[100])
+                    && bytes == pattern(sector as u64, bytes[100]),
+                "seed {seed}: sector {sector}: {} is not among {:?}",
+                bytes[100],
+                allowed[sector]
+            );
+        }
+    }
+}
+
+/// Writes under way that may fail.
+#[derive(Default)]
+struct Written {
+    ended: parking_lot::Mutex<(usize, bool)>,
+    changed: parking_lot::Condvar,
+}
+
+impl Written {
+    fn write(self: &Arc<Self>, dev: &dyn BlockDevice, sector: u64, bytes: &[u8]) {
+        let mut buf = thinmap_runtime::IoBuf::alloc(bytes.len());
+        buf.as_mut_slice().copy_from_slice(bytes);
+        dev.submit(Io::write(Sector(sector), buf, self.clone(), 0));
+    }
+
+    /// Whether all that many ended well.
+    fn wait(&self, count: usize) -> bool {
+        let mut ended = self.ended.lock();
+        while ended.0 < count {
+            self.changed.wait(&mut ended);
+        }
+        !ended.1
+    }
+}
+
+impl EndIo for Written {
+    fn end_io(self: Arc<Self>, _: Io, _: u64, status: BlkStatus) {
+        let mut ended = self.ended.lock();
+        ended.0 += 1;
+        ended.1 |= !status.is_ok();
+        self.changed.notify_all();
     }
 }
