@@ -4,6 +4,7 @@
 //! also when it fails. They need root, loop and FUSE; where one is missing they say `SKIP` and why.
 
 mod bad_input;
+mod cache;
 mod continuity;
 mod deletion;
 mod encrypted;

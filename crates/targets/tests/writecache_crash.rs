@@ -387,3 +387,103 @@ fn a_first_write_that_fails_leaves_what_was_there() {
     writecache_support::eventually("it is free", || status(&dev)[2] == 19);
     assert_eq!(status(&dev)[0], 0);
 }
+
+/// Fails some first requests on data, and few on metadata.
+struct Flaky {
+    below: Arc<dyn BlockDevice>,
+    rng: parking_lot::Mutex<SmallRng>,
+    /// Where data begin, in sectors.
+    data: u64,
+}
+
+impl BlockDevice for Flaky {
+    fn limits(&self) -> thinmap_block::QueueLimits {
+        self.below.limits()
+    }
+
+    fn size(&self) -> Sector {
+        self.below.size()
+    }
+
+    fn submit(&self, io: Io) {
+        let one_of = if io.sector.raw() >= self.data { 8 } else { 40 };
+        if io.op == Op::Write && self.rng.lock().random_range(0..one_of) == 0 {
+            return io.complete(BlkStatus::IoErr);
+        }
+        self.below.submit(io);
+    }
+}
+
+/// Writes to the cache that fail while commits are under way, and a power cut: no sector has what belongs to another one.
+#[test]
+fn writes_that_fail_beside_commits_leave_nothing_of_others() {
+    for seed in 0..seeds() {
+        let mut rng = SmallRng::seed_from_u64(seed);
+        let table = table(seed, 8);
+        let machine = Machine::new(seed, &[SIZE, CACHE], vec![vec![0]; SIZE as usize]);
+        put(&*machine.disk(0), &data(0, SIZE, 0));
+        assert!(request(&*machine.disk(0), Op::Flush, 0, 0).is_ok());
+        let world = World::new();
+        world.add("o", Delayed::new(machine.disk(0), seed));
+        // Made on a disk that is well.
+        world.add("c", machine.disk(1));
+        drop(world.live("maker", &table));
+        let flaky = Flaky {
+            below: machine.disk(1),
+            rng: parking_lot::Mutex::new(SmallRng::seed_from_u64(seed)),
+            data: 8,
+        };
+        let world = World::new();
+        world.add("o", Delayed::new(machine.disk(0), seed));
+        world.add("c", Delayed::new(Arc::new(flaky), seed));
+        let dev = world.live("one", &table);
+        machine.cut_in(rng.random_range(0..400));
+        while !machine.is_cut() && status(&dev)[0] == 0 {
+            let mut blocks: Vec<u64> = (0..BLOCKS).collect();
+            blocks.shuffle(&mut rng);
+            blocks.truncate(rng.random_range(1..20));
+            let version = rng.random_range(1..=255);
+            machine.note(|notes| {
+                for block in &blocks {
+                    let sectors = &mut notes[*block as usize * 8..][..8];
+                    sectors.iter_mut().for_each(|s| s.push(version));
+                }
+            });
+            let sent = Arc::new(Tried::default());
+            for block in &blocks {
+                sent.write(&*dev, block * 8, &data(block * 8, 8, version));
+                if rng.random_range(0..4) == 0 {
+                    let _ = request(&*dev, Op::Flush, 0, 0);
+                }
+            }
+            sent.0.wait(blocks.len());
+            let allowed = {
+                let mut allowed = Notes::new();
+                machine.note(|notes| allowed.clone_from(notes));
+                allowed
+            };
+            check(seed, &*dev, &allowed);
+        }
+        let (images, allowed) = machine.found();
+        again(seed, &images, allowed, &table);
+    }
+}
+
+/// Requests under way that may fail.
+#[derive(Default)]
+struct Tried(Sent);
+
+impl Tried {
+    fn write(self: &Arc<Self>, dev: &dyn BlockDevice, sector: u64, bytes: &[u8]) {
+        let mut buf = IoBuf::alloc(bytes.len());
+        buf.as_mut_slice().copy_from_slice(bytes);
+        dev.submit(Io::write(Sector(sector), buf, self.clone(), 0));
+    }
+}
+
+impl EndIo for Tried {
+    fn end_io(self: Arc<Self>, _: Io, _: u64, _: BlkStatus) {
+        *self.0.ended.lock() += 1;
+        self.0.changed.notify_all();
+    }
+}

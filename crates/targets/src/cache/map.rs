@@ -90,6 +90,10 @@ impl Shared {
         let write = io.is_write();
         let mut state = self.state.lock();
         if state.traffic.is_shut(oblock, write) {
+            if state.dead {
+                drop(state);
+                return MapOutcome::Kill(io, BlkStatus::IoErr);
+            }
             state.traffic.wait(oblock, io);
             return MapOutcome::Submitted;
         }
@@ -217,13 +221,18 @@ impl Shared {
         self.cache.submit(io);
     }
 
-    /// A FUA write whose data are durable ends, as soon as its mapping is.
+    /// A write ends as soon as its mapping is durable: a FUA write, whose data are, or one to a block that is fresh.
     pub fn end_durably(&self, state: &mut State, io: Io) -> Option<(Io, BlkStatus)> {
         if !state.has_uncommitted() {
             return Some((io, BlkStatus::Ok));
         }
         if !state.can_commit() {
-            return Some((io, BlkStatus::IoErr));
+            let status = match io.flags.fua {
+                true => BlkStatus::IoErr,
+                // The next flush fails, and no daemon takes these metadata over.
+                false => BlkStatus::Ok,
+            };
+            return Some((io, status));
         }
         state.completions.push(io);
         self.wake();
@@ -244,7 +253,9 @@ impl EndIo for Shared {
             state.policy.next_round();
         }
         let step = state.traffic.leave(oblock, io.is_write());
-        let ends = match io.flags.fua && status.is_ok() {
+        // Not durable without a flush, but the next daemon must know where it is.
+        let is_fresh = io.is_write() && state.fresh.contains(&oblock);
+        let ends = match (io.flags.fua || is_fresh) && status.is_ok() {
             true => self.end_durably(&mut state, io),
             false => Some((io, status)),
         };

@@ -255,10 +255,16 @@ impl Metadata {
     /// Which sectors of the origin were discarded.
     pub fn discarded(&self) -> Result<Vec<Range<u64>>> {
         let mut ranges: Vec<Range<u64>> = Vec::new();
+        let (root, blocks) = (self.now.discards, self.now.discard_blocks);
+        // Also when they do not count: the next shutdown takes this number of them for granted.
+        if let Some(last) = blocks.checked_sub(1) {
+            let word = last / bitset::WORD_BITS;
+            let word = bitset::word(self.tm.reader(), root, word, MayRead::Yes)?;
+            word.ok_or_else(|| short(root, "discard bits"))?;
+        }
         if !self.was_clean {
             return Ok(ranges);
         }
-        let (root, blocks) = (self.now.discards, self.now.discard_blocks);
         for index in 0..blocks.div_ceil(bitset::WORD_BITS) {
             let word = bitset::word(self.tm.reader(), root, index, MayRead::Yes)?;
             let mut word = word.ok_or_else(|| short(root, "discard bits"))?;

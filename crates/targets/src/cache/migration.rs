@@ -162,6 +162,9 @@ impl Shared {
         if well {
             state.counts.promotions = state.counts.promotions.wrapping_add(1);
             self.change(state, work.cblock, Some(work.oblock), Then::Nothing);
+            if self.kept {
+                state.fresh.insert(work.oblock);
+            }
         }
         well
     }
@@ -234,7 +237,7 @@ impl Shared {
             self.set_dirty(&mut state, work.cblock, true);
         }
         let ends = match well {
-            true if io.flags.fua => self.end_durably(&mut state, io),
+            true if io.flags.fua || self.kept => self.end_durably(&mut state, io),
             true => Some((io, BlkStatus::Ok)),
             false if status.is_ok() => Some((io, BlkStatus::IoErr)),
             false => Some((io, status)),

@@ -22,9 +22,9 @@ use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
 use thinmap_block::{Extent, Io, Op, QueueLimits};
 use thinmap_dm::{
-    ConstructCx, DeviceRole, DeviceUse, Environment, MapOutcome, MessageError, ResumeError,
-    StatusFlags, StatusKind, TableError, Target, TargetArgs, TargetFeatures, TargetInfo,
-    TargetType,
+    ConstructCx, DeviceRole, DeviceUse, Environment, KeptMemory, MapOutcome, MessageError,
+    ResumeError, StatusFlags, StatusKind, TableError, Target, TargetArgs, TargetFeatures,
+    TargetInfo, TargetType,
 };
 use thinmap_persistent_data::{ErrorKind, MetadataError};
 use thinmap_units::{BlkStatus, Sector};
@@ -79,6 +79,7 @@ impl TargetType for CacheType {
             shape,
             mode: line.features.mode,
             migrates: line.policy.migrates(),
+            kept: cx.env.shared.of::<KeptMemory>().keeper().is_some(),
             state,
             metadata,
         });
@@ -194,6 +195,13 @@ impl Cache {
             }
             state.dirty.put(u64::from(found.cblock), found.dirty);
             let (cblock, oblock) = (found.cblock, found.oblock);
+            let end = (oblock + 1).checked_mul(shape.block);
+            if end.is_none_or(|end| end > SECTORS_MAX) {
+                let what = format!(
+                    "cache block {cblock} holds origin block {oblock}, which no device can have"
+                );
+                return Err(MetadataError::corrupt(0, what));
+            }
             match state.policy.load(cblock, oblock, found.dirty, found.hint) {
                 true => Ok(()),
                 false => {
@@ -404,6 +412,8 @@ const METADATA_BLOCK_SECTORS: u32 = 8;
 const CACHE_BLOCKS_MAX: u32 = 1 << 31;
 /// Mappings have 48 bits.
 const ORIGIN_BLOCKS_MAX: u64 = 1 << 48;
+/// A device's bytes are numbers of 64 bits.
+const SECTORS_MAX: u64 = u64::MAX >> 9;
 const DISCARD_BLOCKS_MAX: u64 = 1 << 14;
 const DISCARD_BLOCKS_AT_ONCE: u64 = 1024;
 const ENOMEM: i32 = 12;

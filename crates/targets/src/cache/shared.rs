@@ -3,6 +3,7 @@
 //! INVARIANT: a mapping that has come or gone is in `changes` from then until a commit that holds it is durable; a block of the cache
 //! is used again only after that (`docs/internals/cache.md` has all of them).
 
+use std::collections::HashSet;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, OnceLock};
 
@@ -118,13 +119,15 @@ pub(super) struct State {
     pub discards: Bits,
     pub traffic: Traffic,
     pub changes: Vec<Change>,
+    /// Blocks of the origin that have come and that no commit holds, where a next daemon may have to find them.
+    pub fresh: HashSet<u64>,
     /// Changes are being committed.
     pub committing: bool,
     /// Changes can never be committed: what depends on them is not durable.
     pub lost: bool,
     /// Wait for a commit.
     pub flushes: Vec<Io>,
-    /// FUA writes: their data are durable, and they end after a commit.
+    /// Writes that end after a commit: FUA ones, whose data are durable, and those to fresh blocks.
     pub completions: Vec<Io>,
     /// Copies in the background, and what follows them.
     pub migrations: u64,
@@ -155,6 +158,7 @@ impl State {
             discards: Bits::new(shape.discard_blocks)?,
             traffic: Traffic::default(),
             changes: Vec::new(),
+            fresh: HashSet::new(),
             committing: false,
             lost: false,
             flushes: Vec::new(),
@@ -199,6 +203,8 @@ pub(super) struct Shared {
     pub mode: IoMode,
     /// The policy lets blocks in and out.
     pub migrates: bool,
+    /// What was answered outlives this process: those above rely on it, flushed or not.
+    pub kept: bool,
     pub state: Mutex<State>,
     pub metadata: Mutex<Metadata>,
     /// Told when migrations end.
@@ -216,6 +222,7 @@ pub(super) struct Parts {
     pub shape: Shape,
     pub mode: IoMode,
     pub migrates: bool,
+    pub kept: bool,
     pub state: State,
     pub metadata: Metadata,
 }
@@ -229,6 +236,7 @@ impl Shared {
             shape: parts.shape,
             mode: parts.mode,
             migrates: parts.migrates && parts.mode != IoMode::Passthrough,
+            kept: parts.kept,
             state: Mutex::new(parts.state),
             metadata: Mutex::new(parts.metadata),
             idle: Condvar::new(),

@@ -72,13 +72,19 @@ impl Shared {
         if let Err(error) = &committed {
             self.failed(&mut metadata, error);
         }
-        drop(metadata);
         let well = {
             let mut state = self.state.lock();
             state.committing = false;
             state.lost |= committed.is_err();
+            if committed.is_ok() {
+                for oblock in changes.iter().filter_map(|change| change.oblock) {
+                    state.fresh.remove(&oblock);
+                }
+            }
             !state.lost
         };
+        // Only now: the next commit, of another thread, must not be taken for this one, nor miss that this one failed.
+        drop(metadata);
         for change in changes {
             self.follow(change, well);
         }

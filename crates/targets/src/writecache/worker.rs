@@ -232,6 +232,9 @@ impl Shared {
         // CRASH: entries, and the data that they lead to, are durable before the superblock makes them valid.
         let well = !has_entries || self.write_dirty();
         self.wait_for_writes(epoch);
+        // CRASH: an entry whose write has failed leads to what its block held before, maybe another sector's.
+        let lost = std::mem::take(&mut self.state.lock().inbox.lost);
+        self.forget_lost(&lost);
         let well = well && self.flush_cache() && (!has_entries || self.write_superblock());
         let mut state = self.state.lock();
         state.committing = false;
@@ -317,11 +320,12 @@ impl Shared {
         let mut state = self.state.lock();
         state.stirs += 1;
         for index in blocks {
-            if well {
+            // One that was never written leads to what its block held before. It is not used again, as nothing is written any more.
+            if well || state.entries[*index].unwritten {
                 state.entries.end_leaving(*index);
             } else {
                 let entry = &mut state.entries[*index];
-                (entry.leaving, entry.clearing, entry.unwritten) = (false, false, false);
+                (entry.leaving, entry.clearing) = (false, false);
             }
         }
     }
