@@ -17,7 +17,8 @@ done
 [ -s fuzz/target/hours.tsv ] || exit 0
 awk -F '\t' 'NR == FNR { used[$2] += $3; runs[$2] += $4; day[$2] = $1; next }
     { split($0, f, / *[|] */); name = f[2]; gsub(/`/, "", name) }
-    (name in used) { printf "| `%s` | %.2f | %d | %s |\n", name, f[3] + used[name] / 3600, f[4] + runs[name], day[name]; next }
+    # Other tables begin with the names as well.
+    name in used && f[3] ~ /^[0-9.]+$/ { printf "| `%s` | %.2f | %d | %s |\n", name, f[3] + used[name] / 3600, f[4] + runs[name], day[name]; next }
     { print }' fuzz/target/hours.tsv docs/internals/fuzzing.md >fuzz/target/fuzzing.md
 cp fuzz/target/fuzzing.md docs/internals/fuzzing.md
 rm fuzz/target/hours.tsv

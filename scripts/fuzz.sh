@@ -63,7 +63,7 @@ keep() {
         mv "$small" "fuzz/corpus/$target"
     fi
     awk -v target="$target" -v used="$2" -v runs="$3" -v today="$(date +%F)" -F ' *[|] *' '
-        $2 == "`" target "`" { printf "| `%s` | %.2f | %d | %s |\n", target, $3 + used / 3600, $4 + runs, today; next }
+        $2 == "`" target "`" && $3 ~ /^[0-9.]+$/ { printf "| `%s` | %.2f | %d | %s |\n", target, $3 + used / 3600, $4 + runs, today; next }
         { print }' docs/internals/fuzzing.md >fuzz/target/fuzzing.md && cp fuzz/target/fuzzing.md docs/internals/fuzzing.md
 }
 

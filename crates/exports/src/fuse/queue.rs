@@ -89,6 +89,14 @@ impl Queue {
             tracing::error!(received, "FUSE: a request without a header");
             return true;
         };
+        // It would be answered over the ring.
+        if is_ring_tag(header.unique) {
+            tracing::error!(
+                header.unique,
+                "FUSE: a request with a number that no kernel gives"
+            );
+            return true;
+        }
         self.route(&header, received);
         true
     }
