@@ -48,15 +48,25 @@ fn data_is_right_while_blocks_come_and_go() {
         .replace("  ", " ");
         let dev = world.live("one", &table);
         let mut model = vec![0; SECTORS as usize * 512];
+        // What was discarded may change until it is written: as in a kernel, blocks that are being copied to the origin are read till then.
+        let mut discarded = vec![false; SECTORS as usize];
+        let same = |read: &[u8], model: &[u8], discarded: &[bool]| {
+            let sectors = read.chunks(512).zip(model.chunks(512)).zip(discarded);
+            read.len() == model.len()
+                && sectors
+                    .into_iter()
+                    .all(|((read, model), discarded)| *discarded || read == model)
+        };
         let mut rng = SmallRng::seed_from_u64(seed);
         for round in 0..1500_u32 {
             let sector = rng.random_range(0..SECTORS / block - 1) * block;
             let sectors = (rng.random_range(1..12) * block).min(SECTORS - sector);
             let range = sector as usize * 512..(sector + sectors) as usize * 512;
+            let here = sector as usize..(sector + sectors) as usize;
             match rng.random_range(0..20) {
                 0 => {
                     assert!(request(&*dev, Op::Discard, sector, sectors).is_ok());
-                    model[range.clone()].copy_from_slice(&read_bytes(&*dev, sector, sectors).0);
+                    discarded[here].fill(true);
                 }
                 1 => assert!(request(&*dev, Op::Flush, 0, 0).is_ok()),
                 2..11 => {
@@ -65,11 +75,12 @@ fn data_is_right_while_blocks_come_and_go() {
                         .collect();
                     assert!(write_at(&*dev, sector, &data).is_ok());
                     model[range].copy_from_slice(&data);
+                    discarded[here].fill(false);
                 }
                 _ => {
                     let (data, end) = read_bytes(&*dev, sector, sectors);
                     assert!(
-                        end.is_ok() && data == model[range],
+                        end.is_ok() && same(&data, &model[range], &discarded[here]),
                         "{seed} {round} {sector}+{sectors}"
                     );
                 }
@@ -85,9 +96,10 @@ fn data_is_right_while_blocks_come_and_go() {
         message(&dev, "flush").unwrap();
         let fields = status(&dev);
         assert_eq!((fields[0], fields[1] - fields[2], fields[3]), (0, 0, 0));
-        assert!(read_bytes(&*dev, 0, SECTORS).0 == model, "{seed}");
+        let read = read_bytes(&*dev, 0, SECTORS).0;
+        assert!(same(&read, &model, &discarded), "{seed}");
         assert!(
-            read_bytes(&*origin, 0, SECTORS).0 == model,
+            read_bytes(&*origin, 0, SECTORS).0 == read,
             "{seed}: everything is on the origin"
         );
     }
@@ -238,24 +250,33 @@ fn writing_back_pauses_while_the_origin_is_written_past_the_cache() {
         "0 {SECTORS} writecache s o c 4096 6 high_watermark 100 low_watermark 50 pause_writeback 5000"
     );
     let (dev, time) = clocked::live(&world, &table);
-    assert!(write_fill(&*dev, 0, 32, 1).is_ok());
-    // The last block is taken while this write past the cache is under way.
+    let hold = || origin.hold.store(true, std::sync::atomic::Ordering::SeqCst);
+    let rest = || std::thread::sleep(Duration::from_millis(10));
     let ends = Ends::new();
-    assert!(write_fill(&*dev, 800, 8, 4).is_ok());
-    origin.hold.store(true, std::sync::atomic::Ordering::SeqCst);
+    // Nothing was written past the cache yet, so writing back begins at once.
+    hold();
+    assert!(write_fill(&*dev, 0, 40, 1).is_ok());
+    eventually("all are on their way", || status(&dev)[3] == 5);
     ends.send(&*dev, 1, Op::Write, (400, 8), 5);
+    origin.release();
+    ends.wait(1);
+    eventually("all have gone", || status(&dev)[2] == 5);
+    // Full again within the pause, and another write past the cache is under way.
+    assert!(write_fill(&*dev, 0, 40, 2).is_ok());
+    hold();
+    ends.send(&*dev, 2, Op::Write, (400, 8), 6);
     time.advance(Duration::from_secs(60));
-    std::thread::sleep(Duration::from_millis(10));
+    rest();
     assert_eq!(status(&dev)[2..4], [0, 0]);
     origin.release();
     ends.wait(1);
     time.advance(Duration::from_millis(4900));
-    std::thread::sleep(Duration::from_millis(10));
+    rest();
     assert_eq!(status(&dev)[2..4], [0, 0]);
     time.advance(Duration::from_millis(200));
-    eventually("the pause is over", || status(&dev)[2] == 4);
-    assert_eq!(read_bytes(&*dev, 800, 8).0[0], 4);
-    assert_eq!(read_bytes(&*dev, 400, 8).0[0], 5);
+    eventually("the pause is over", || status(&dev)[2] == 5);
+    assert_eq!(read_bytes(&*dev, 0, 8).0[0], 2);
+    assert_eq!(read_bytes(&*dev, 400, 8).0[0], 6);
 }
 
 /// A write that finds its block on the way to the origin waits for a free one.
