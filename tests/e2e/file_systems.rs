@@ -51,7 +51,11 @@ fn a_tree_on_btrfs() {
     let world = World::new();
     world.make_pool("6G", "");
     world.make_thin(0, "vol", 6_291_456);
-    world.sh("mkfs.btrfs -q $M/vol; mkdir mnt; mount $M/vol mnt
+    world.make_thin(9, "beside", 524_288);
+    // One mounted beside it must not be taken for it: what btrfs's tools know of a loop device is its file's name.
+    world.sh(
+        "mkfs.btrfs -q $M/beside; mkdir beside; mount $M/beside beside
+         mkfs.btrfs -q $M/vol; mkdir mnt; mount $M/vol mnt
          tar -C /usr/share -cf tree.tar --sort=name doc perl zoneinfo
          tar -C mnt -xf tree.tar; sync -f mnt
          dmsetup suspend vol; dmsetup message pool 0 'create_snap 1 0'; dmsetup resume vol
@@ -59,8 +63,9 @@ fn a_tree_on_btrfs() {
          dmsetup remove vol
          dmsetup create snap --table \"0 6291456 thin $M/pool 1\"
          mount $M/snap mnt; tar -C mnt -df tree.tar; umount mnt
-         btrfs check $M/snap
-         dmsetup remove snap; dmsetup remove pool
-         thin_check meta.img");
+         btrfs check $M/snap; umount beside
+         dmsetup remove snap; dmsetup remove beside; dmsetup remove pool
+         thin_check meta.img",
+    );
     world.end();
 }

@@ -1,6 +1,8 @@
 //! The loop driver's ioctls. Source: the kernel's user ABI, <linux/loop.h>.
 
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
@@ -57,6 +59,16 @@ pub(super) fn open_control() -> Result<OwnedFd, Errno> {
     rustix::fs::open(CONTROL, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
 }
 
+/// What the device says of its file, in 63 bytes: programs (btrfs's) take devices that say the same for one. The end of a long path is
+/// what tells one file from another.
+fn name_of(path: &Path) -> [u8; 64] {
+    let mut name = [0; 64];
+    let bytes = path.as_os_str().as_bytes();
+    let last = &bytes[bytes.len().saturating_sub(name.len() - 1)..];
+    name[..last.len()].copy_from_slice(last);
+    name
+}
+
 /// Adds a device with the wished number (EEXIST when there is one), or the lowest that no device has; its number.
 pub(super) fn add(control: &OwnedFd, wish: Option<u32>) -> Result<u32, Errno> {
     let number = with_number(control, CTL_ADD, wish.map_or(-1, i64::from))?;
@@ -69,12 +81,17 @@ pub(super) fn remove(control: &OwnedFd, number: u32) -> Result<(), Errno> {
 }
 
 /// Binds `file` with direct I/O and no partition scan.
-pub(super) fn configure(device: &OwnedFd, file: &OwnedFd, block_size: u32) -> Result<(), Errno> {
+pub(super) fn configure(
+    device: &OwnedFd,
+    (file, path): (&OwnedFd, &Path),
+    block_size: u32,
+) -> Result<(), Errno> {
     let mut config = Config {
         fd: file.as_raw_fd().cast_unsigned(),
         block_size,
         info: Info64 {
             flags: FLAG_DIRECT_IO,
+            file_name: name_of(path),
             ..Info64::ZERO
         },
         reserved: [0; 8],

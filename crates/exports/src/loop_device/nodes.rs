@@ -146,7 +146,7 @@ fn bind(
         let made_node = ensure_node(number)
             .map_err(|errno| NodeError::system(&node, "make the node", errno))?;
         let bound = open_node(number, OFlags::RDWR)
-            .and_then(|device| ioctl::configure(&device, &backing, FIRST_BLOCK_SIZE));
+            .and_then(|device| ioctl::configure(&device, (&backing, &path), FIRST_BLOCK_SIZE));
         match bound {
             Ok(()) => return Ok((number, made_node)),
             Err(Errno::BUSY | Errno::NXIO) if wish.is_some() => {
