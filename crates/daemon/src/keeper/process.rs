@@ -61,6 +61,7 @@ pub fn run(config: KeeperConfig) -> io::Result<i32> {
         held: BTreeMap::new(),
         fuse: Arc::default(),
         frozen: HashMap::new(),
+        busy: HashMap::new(),
         generation: 0,
         deaths: Vec::new(),
         never_ready: 0,
@@ -78,7 +79,17 @@ enum Event {
     Ended(ExitStatus),
     /// A freeze was tried for this generation.
     Frozen(u32, Number, Result<Option<OwnedFd>, i32>),
-    Thawed(u32, Number),
+    /// Whether its daemon has asked for it.
+    Thawed(u32, Number, bool),
+}
+
+/// Freezes and thaws of one file system that are under way. The next freeze waits for them: beside a thaw it would find the file system
+/// frozen, or be undone.
+#[derive(Default)]
+struct Busy {
+    threads: u32,
+    /// With the generation that waits for it.
+    next: Option<(u32, OwnedFd)>,
 }
 
 struct Keeper {
@@ -94,6 +105,7 @@ struct Keeper {
     fuse: Arc<OnceLock<OwnedFd>>,
     /// File systems frozen in the daemon's name.
     frozen: HashMap<Number, Arc<OwnedFd>>,
+    busy: HashMap<Number, Busy>,
     generation: u32,
     deaths: Vec<Instant>,
     /// Daemons in a row that died before they served.
@@ -294,7 +306,7 @@ impl Keeper {
                     }
                     // Who wanted it is gone.
                     Ok(Some(fd)) => {
-                        self.thaw(number, Arc::new(fd));
+                        self.thaw(number, Arc::new(fd), false);
                         0
                     }
                     Ok(None) => 0,
@@ -303,11 +315,16 @@ impl Keeper {
                 if current {
                     life.tell(&ToDaemon::Frozen(number, errno), None);
                 }
+                self.ended(number);
             }
-            Event::Thawed(generation, number) if generation == self.generation => {
-                life.tell(&ToDaemon::Thawed(number), None);
+            Event::Thawed(generation, number, is_asked_for) => {
+                // A daemon that waits for a freeze would take it for the answer.
+                if is_asked_for && generation == self.generation {
+                    life.tell(&ToDaemon::Thawed(number), None);
+                }
+                self.ended(number);
             }
-            Event::Said(..) | Event::Thawed(..) | Event::Ended(_) => {}
+            Event::Said(..) | Event::Ended(_) => {}
         }
     }
 
@@ -328,7 +345,7 @@ impl Keeper {
                 let gone = self.frozen.extract_if(|number, _| !frozen.contains(number));
                 let gone: Vec<_> = gone.collect();
                 for (number, fd) in gone {
-                    self.thaw(number, fd);
+                    self.thaw(number, fd, false);
                 }
                 if self.ending {
                     signal(life.pid, Signal::TERM);
@@ -339,9 +356,12 @@ impl Keeper {
                 let file = File::from(fd);
                 self.upgrade = Some(Binary { path, file });
             }
-            (ToKeeper::Freeze(number), Some(fd)) => self.freeze(number, fd),
+            (ToKeeper::Freeze(number), Some(fd)) => match self.busy.get_mut(&number) {
+                Some(busy) => busy.next = Some((self.generation, fd)),
+                None => self.freeze(number, fd),
+            },
             (ToKeeper::Thaw(number), _) => match self.frozen.remove(&number) {
-                Some(fd) => self.thaw(number, fd),
+                Some(fd) => self.thaw(number, fd, true),
                 None => life.tell(&ToDaemon::Thawed(number), None),
             },
             (said, None) => tracing::error!(?said, "a message without its descriptor"),
@@ -349,7 +369,8 @@ impl Keeper {
     }
 
     /// In a thread: it ends when the file system has written back, for which the daemon, or the next one, must serve.
-    fn freeze(&self, number: Number, fd: OwnedFd) {
+    fn freeze(&mut self, number: Number, fd: OwnedFd) {
+        self.busy.entry(number).or_default().threads += 1;
         let (generation, sender) = (self.generation, self.sender.clone());
         std::thread::spawn(move || {
             let result = match freeze::freeze_mounted(&fd) {
@@ -365,7 +386,8 @@ impl Keeper {
         });
     }
 
-    fn thaw(&self, number: Number, fd: Arc<OwnedFd>) {
+    fn thaw(&mut self, number: Number, fd: Arc<OwnedFd>, is_asked_for: bool) {
+        self.busy.entry(number).or_default().threads += 1;
         let (generation, sender) = (self.generation, self.sender.clone());
         std::thread::spawn(move || {
             // EINVAL: an administrator thawed it.
@@ -374,8 +396,23 @@ impl Keeper {
             {
                 tracing::error!(device = ?number, errno, "a frozen file system cannot be thawed");
             }
-            let _ = sender.send(Event::Thawed(generation, number));
+            let _ = sender.send(Event::Thawed(generation, number, is_asked_for));
         });
+    }
+
+    /// A freeze or thaw has ended.
+    fn ended(&mut self, number: Number) {
+        let Some(busy) = self.busy.get_mut(&number) else {
+            return;
+        };
+        busy.threads -= 1;
+        if busy.threads > 0 {
+            return;
+        }
+        let next = self.busy.remove(&number).and_then(|busy| busy.next);
+        if let Some((_, fd)) = next.filter(|(generation, _)| *generation == self.generation) {
+            self.freeze(number, fd);
+        }
     }
 }
 
