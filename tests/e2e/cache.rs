@@ -12,11 +12,9 @@ fn files_on_a_cache_survive_deaths_of_the_daemon() {
     if !can_make_block_devices("files_on_a_cache_survive_deaths_of_the_daemon") {
         return;
     }
-    let world = World::new();
+    let world = World::lasting();
     world.sh(
-        "printf '[continuity]\ndeaths_max = 0\n' > config.toml
-         thinmap daemon --detach --config config.toml
-         truncate -s 512M origin.img; truncate -s 48M fast.img; truncate -s 4M meta.img; mkdir mnt
+        "truncate -s 512M origin.img; truncate -s 48M fast.img; truncate -s 4M meta.img; mkdir mnt
          dmsetup create c --table \"0 1048576 cache $PWD/meta.img $PWD/fast.img $PWD/origin.img 128 1 writeback smq 2 migration_threshold 8192\"
          mkfs.ext4 -q $M/c; mount $M/c mnt",
     );

@@ -14,14 +14,6 @@ use crate::world::{World, can_make_block_devices, kill_and_wait};
 
 const SECTORS: u64 = 2_097_152;
 
-/// A world whose daemon may die as often as it likes.
-fn lasting_world() -> World {
-    let world = World::new();
-    world.sh("printf '[continuity]\ndeaths_max = 0\n' > config.toml
-         thinmap daemon --detach --config config.toml");
-    world
-}
-
 fn number(variable: &str, default: u32) -> u32 {
     std::env::var(variable).map_or(default, |n| n.parse().expect("a number"))
 }
@@ -48,7 +40,7 @@ fn upgrades_under_a_mounted_file_system_are_a_pause() {
 
 /// Interrupts the daemon under fio on ext4 with snapshots coming and going, and fio over NBD.
 fn interrupt(times: u32, what: &str, interruption: impl Fn(&World)) {
-    let world = lasting_world();
+    let world = World::lasting();
     world.make_pool("6G", "");
     world.make_thin(0, "vol", SECTORS);
     world.make_thin(1, "probe", 131_072);
@@ -236,7 +228,7 @@ fn states_and_tables_come_back() {
     if !can_make_block_devices("states_and_tables_come_back") {
         return;
     }
-    let world = lasting_world();
+    let world = World::lasting();
     world.make_pool("1G", "");
     world.make_thin(0, "vol", 204_800);
     world.sh("truncate -s 8M disk.img

@@ -5,9 +5,7 @@ use crate::world::{World, can_make_block_devices, kill_and_wait};
 const KILLS: u32 = 4;
 
 fn under_a_file_system(mode: &str) {
-    let world = World::new();
-    world.sh("printf '[continuity]\ndeaths_max = 0\n' > config.toml
-         thinmap daemon --detach --config config.toml");
+    let world = World::lasting();
     world.sh(&format!(
         "truncate -s 80M a.img
          dmsetup create i --table \"0 131072 integrity $PWD/a.img 0 - {mode}\"

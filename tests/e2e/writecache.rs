@@ -11,11 +11,9 @@ fn fio_verifies_a_write_cache_whose_daemon_dies() {
     if !can_make_block_devices("fio_verifies_a_write_cache_whose_daemon_dies") {
         return;
     }
-    let world = World::new();
+    let world = World::lasting();
     world.sh(
-        "printf '[continuity]\ndeaths_max = 0\n' > config.toml
-         thinmap daemon --detach --config config.toml
-         truncate -s 256M origin.img; truncate -s 32M cache.img
+        "truncate -s 256M origin.img; truncate -s 32M cache.img
          dmsetup create w --table \"0 524288 writecache s $PWD/origin.img $PWD/cache.img 4096 4 pause_writeback 0 autocommit_time 3000\"",
     );
     let load = fio::verify(

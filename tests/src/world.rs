@@ -56,6 +56,14 @@ impl World {
         world
     }
 
+    /// A world whose daemon, started here, may die as often as it likes.
+    pub fn lasting() -> Self {
+        let world = Self::new();
+        world.sh("printf '[continuity]\ndeaths_max = 0\n' > config.toml
+             thinmap daemon --detach --config config.toml");
+        world
+    }
+
     /// A world whose files lie under `parent`.
     pub fn inside(parent: &Path) -> Self {
         let dir = tempfile::Builder::new()

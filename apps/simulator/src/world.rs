@@ -13,7 +13,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
-use thinmap_block::{BlockDevice, EndIo, Io, Op};
+use thinmap_block::{BlockDevice, EndIo, Io, IoFlags, Op};
 use thinmap_runtime::{IoBuf, Simulation, Waiting, set_simulation};
 use thinmap_sim::{Content, Image, Loss, SECTOR, SimDisk, SimExecutor, mix};
 use thinmap_units::{BlkStatus, Sector};
@@ -628,22 +628,9 @@ impl World {
         state.requests.insert(number, request);
         drop(state);
         let sink = Arc::new(Client(Arc::downgrade(self)));
-        let mut buf = IoBuf::empty();
-        if matches!(op, Op::Read | Op::Write) {
-            buf = IoBuf::alloc((end - first) as usize * SECTOR);
-        }
-        if op == Op::Write {
-            for (sector, bytes) in (first..).zip(buf.as_mut_slice().chunks_exact_mut(SECTOR)) {
-                Content::Word(Value::word(number, sector)).fill(bytes);
-            }
-        }
-        let (first, sectors) = match op {
-            Op::Flush => (Sector::ZERO, Sector::ZERO),
-            _ => (Sector(first), Sector(end - first)),
-        };
-        self.log(|| format!("submit {number} volume {id} {op:?} {first}+{sectors} {flags:?}"));
-        let mut io = Io::new(op, first, sectors, buf, sink, number);
-        io.flags = flags;
+        let io = client_io(number, (op, flags), first..end, sink);
+        let (at, sectors) = (io.sector, io.sectors);
+        self.log(|| format!("submit {number} volume {id} {op:?} {at}+{sectors} {flags:?}"));
         device.submit(io);
     }
 
@@ -737,6 +724,35 @@ pub fn may_run(waiting: Option<Waiting>, name: &str) -> bool {
         Some(Waiting::ForActors) => name != REAPER,
         Some(Waiting::ForDevices) => false,
     }
+}
+
+/// A client's request of these sectors; what it writes says who wrote it, and where.
+pub fn client_io(
+    number: u64,
+    (op, flags): (Op, IoFlags),
+    sectors: Range<u64>,
+    sink: Arc<dyn EndIo>,
+) -> Io {
+    let count = sectors.end - sectors.start;
+    let mut buf = IoBuf::empty();
+    if matches!(op, Op::Read | Op::Write) {
+        buf = IoBuf::alloc(count as usize * SECTOR);
+    }
+    if op == Op::Write {
+        for (sector, bytes) in sectors
+            .clone()
+            .zip(buf.as_mut_slice().chunks_exact_mut(SECTOR))
+        {
+            Content::Word(Value::word(number, sector)).fill(bytes);
+        }
+    }
+    let (first, count) = match op {
+        Op::Flush => (Sector::ZERO, Sector::ZERO),
+        _ => (Sector(sectors.start), Sector(count)),
+    };
+    let mut io = Io::new(op, first, count, buf, sink, number);
+    io.flags = flags;
+    io
 }
 
 /// What a request covers.

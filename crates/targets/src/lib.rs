@@ -12,6 +12,7 @@ mod dust;
 mod era;
 mod error;
 mod flakey;
+mod flush;
 mod integrity;
 mod linear;
 mod log_writes;

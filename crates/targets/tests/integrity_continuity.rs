@@ -8,67 +8,25 @@
 mod support;
 mod thin_support;
 
-use std::collections::HashMap;
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
 
-use parking_lot::Mutex;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use thinmap_block::Op;
 use thinmap_block::backing::MemoryDevice;
-use thinmap_dm::{KeptMemory, MappedDevice, MemoryKeeper, SuspendFlags};
-use thinmap_runtime::{IoBuf, SharedMemory, Spawner};
+use thinmap_dm::{KeptMemory, MappedDevice, SuspendFlags};
+use thinmap_runtime::{IoBuf, Spawner};
 use thinmap_units::Sector;
 
 use support::{read_bytes, request, resume, write_fill};
 use thin_support::manual::{ManualSpawner, ManualTime};
+use thin_support::shelf::Shelf;
 use thin_support::{Lab, info};
 
 const DEVICE: u64 = 4096;
 const CELLS: u64 = 128;
 const SIZE: u64 = CELLS * 8;
-
-/// Memory by name.
-#[derive(Default)]
-struct Shelf(Mutex<HashMap<String, OwnedFd>>);
-
-impl MemoryKeeper for Shelf {
-    fn open(&self, name: &str, words: usize) -> std::io::Result<SharedMemory> {
-        let mut shelf = self.0.lock();
-        if let Some(fd) = shelf.get(name) {
-            return SharedMemory::map(fd.try_clone()?);
-        }
-        let memory = SharedMemory::new(name, words)?;
-        shelf.insert(name.to_owned(), memory.fd().try_clone_to_owned()?);
-        Ok(memory)
-    }
-
-    fn forget(&self, name: &str) {
-        self.0.lock().remove(name);
-    }
-}
-
-impl Shelf {
-    /// What the next process finds if this one dies now.
-    fn at_death(&self) -> Self {
-        let copy = Self::default();
-        for (name, fd) in &*self.0.lock() {
-            let from = SharedMemory::map(fd.try_clone().unwrap()).unwrap();
-            let to = copy.open(name, from.words().len()).unwrap();
-            for (to, from) in to.words().iter().zip(from.words()) {
-                to.store(from.load(SeqCst), SeqCst);
-            }
-        }
-        copy
-    }
-
-    fn len(&self) -> usize {
-        self.0.lock().len()
-    }
-}
 
 struct Process {
     below: Arc<MemoryDevice>,

@@ -8,66 +8,25 @@ mod support;
 mod thin_support;
 mod writecache_support;
 
-use std::collections::HashMap;
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
 
-use parking_lot::Mutex;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use support::{Double, load, read_bytes, request, resume};
 use thin_support::Lab;
 use thin_support::manual::{ManualSpawner, ManualTime};
+use thin_support::shelf::Shelf;
 use thinmap_block::Op;
 use thinmap_block::backing::MemoryDevice;
-use thinmap_dm::{KeptMemory, MemoryKeeper};
-use thinmap_runtime::{SharedMemory, Spawner};
+use thinmap_dm::KeptMemory;
+use thinmap_runtime::Spawner;
 use thinmap_units::Sector;
 use writecache_support::{eventually, message, pattern, status, suspend, write_at};
 
 const SIZE: u64 = 480;
 const CACHE: u64 = 168;
 const TABLE: &str = "0 480 writecache s o c 4096 2 pause_writeback 0";
-
-/// Memory by name.
-#[derive(Default)]
-struct Shelf(Mutex<HashMap<String, OwnedFd>>);
-
-impl MemoryKeeper for Shelf {
-    fn open(&self, name: &str, words: usize) -> std::io::Result<SharedMemory> {
-        let mut shelf = self.0.lock();
-        if let Some(fd) = shelf.get(name) {
-            return SharedMemory::map(fd.try_clone()?);
-        }
-        let memory = SharedMemory::new(name, words)?;
-        shelf.insert(name.to_owned(), memory.fd().try_clone_to_owned()?);
-        Ok(memory)
-    }
-
-    fn forget(&self, name: &str) {
-        self.0.lock().remove(name);
-    }
-}
-
-impl Shelf {
-    /// What the next process finds if this one dies now.
-    fn at_death(&self) -> Self {
-        let copy = Self::default();
-        for (name, fd) in &*self.0.lock() {
-            let from = SharedMemory::map(fd.try_clone().unwrap()).unwrap();
-            let to = copy.open(name, from.words().len()).unwrap();
-            for (to, from) in to.words().iter().zip(from.words()) {
-                to.store(from.load(SeqCst), SeqCst);
-            }
-        }
-        copy
-    }
-
-    fn len(&self) -> usize {
-        self.0.lock().len()
-    }
-}
 
 /// A process whose clock stands still: nothing is committed that nobody asks for.
 fn process(images: &[Vec<u8>; 2], shelf: &Arc<Shelf>) -> (Lab, [Arc<Double>; 2]) {

@@ -6,14 +6,13 @@ use std::time::Duration;
 
 use rand::Rng;
 use thinmap_block::{BlockDevice, EndIo, Io, IoFlags, Op};
-use thinmap_runtime::IoBuf;
 use thinmap_sim::{Content, SECTOR, mix};
-use thinmap_units::{BlkStatus, Sector};
+use thinmap_units::BlkStatus;
 
 use super::bench::{Bench, Request, State};
 use crate::oracle::Value;
 use crate::swarm::choose;
-use crate::world::draw_cells;
+use crate::world::{client_io, draw_cells};
 
 impl Bench {
     /// A client submits a request.
@@ -92,22 +91,9 @@ impl Bench {
         // It may end at once.
         drop(locked);
         let sink = Arc::new(Client(Arc::downgrade(self)));
-        let mut buf = IoBuf::empty();
-        if matches!(op, Op::Read | Op::Write) {
-            buf = IoBuf::alloc((end - first) as usize * SECTOR);
-        }
-        if op == Op::Write {
-            for (sector, bytes) in (first..).zip(buf.as_mut_slice().chunks_exact_mut(SECTOR)) {
-                Content::Word(Value::word(number, sector)).fill(bytes);
-            }
-        }
-        let (first, sectors) = match op {
-            Op::Flush => (Sector::ZERO, Sector::ZERO),
-            _ => (Sector(first), Sector(end - first)),
-        };
-        self.log(|| format!("submit {number} volume {id} {op:?} {first}+{sectors} {flags:?}"));
-        let mut io = Io::new(op, first, sectors, buf, sink, number);
-        io.flags = flags;
+        let io = client_io(number, (op, flags), first..end, sink);
+        let (at, sectors) = (io.sector, io.sectors);
+        self.log(|| format!("submit {number} volume {id} {op:?} {at}+{sectors} {flags:?}"));
         device.submit(io);
     }
 

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use thinmap_block::{BlockDevice, Io};
+use thinmap_block::Io;
 use thinmap_dm::Environment;
 use thinmap_persistent_data::{ErrorKind, MetadataError, Result};
 use thinmap_runtime::{Actor, NextTurn, Waiting, simulate};
@@ -14,6 +14,7 @@ use thinmap_units::BlkStatus;
 use super::metadata::{Leaving, Metadata};
 use super::policy::PolicyKind;
 use super::shared::{Change, Health, Shared, Then};
+use crate::flush::flush;
 
 /// What changed is durable after this time at the latest; also the policy's clock.
 const PERIOD: Duration = Duration::from_secs(1);
@@ -206,19 +207,6 @@ impl Shared {
         state.idle_at = idle.then_some(state.requests);
         *seen = state.requests;
         state.policy.tick(now);
-    }
-}
-
-fn flush(dev: &dyn BlockDevice, what: &str) -> Result<()> {
-    match thinmap_block::flush(dev) {
-        BlkStatus::Ok => Ok(()),
-        status => {
-            let source = std::io::Error::from_raw_os_error(status.errno());
-            Err(MetadataError::io(
-                source,
-                format!("cannot flush the {what}"),
-            ))
-        }
     }
 }
 

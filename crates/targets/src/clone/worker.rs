@@ -11,6 +11,7 @@ use thinmap_runtime::{Actor, NextTurn};
 use thinmap_units::BlkStatus;
 
 use super::shared::Shared;
+use crate::flush::flush;
 
 /// What changed is durable after this time at the latest, and copying begins again when the guest paused.
 const COMMIT_PERIOD: Duration = Duration::from_secs(1);
@@ -67,7 +68,7 @@ impl Shared {
                 // CRASH: the bits as they are before the destination is flushed: what came later may not be durable on it.
                 let words: Vec<(u64, u64)> =
                     dirty.iter().map(|at| (*at, regions.word(*at))).collect();
-                self.flush_destination()
+                flush(&*self.dest, "destination")
                     .and_then(|()| metadata.store(&words))
                     .map(|()| words)
             }
@@ -94,16 +95,6 @@ impl Shared {
                     self.event.trigger();
                 }
                 Err(error)
-            }
-        }
-    }
-
-    fn flush_destination(&self) -> Result<()> {
-        match thinmap_block::flush(&*self.dest) {
-            BlkStatus::Ok => Ok(()),
-            status => {
-                let source = std::io::Error::from_raw_os_error(status.errno());
-                Err(MetadataError::io(source, "cannot flush the destination"))
             }
         }
     }

@@ -23,6 +23,7 @@ use super::tuning::PoolTuning;
 use super::worker::{Binding, PoolActor, Refusal, WorkerState, not_in_this_mode};
 use super::{message, status};
 use crate::args::open_device;
+use crate::flush::flush;
 
 /// Clean metadata blocks kept in memory: 64 MiB.
 const CACHE_BLOCKS: usize = 16384;
@@ -170,23 +171,14 @@ fn take_over(
 ) -> Result<(), MetadataError> {
     // The last process may have died between writing its last superblock and flushing it: to this one nothing is dirty, so no
     // later flush would make it durable.
-    flush(metadata, "cannot flush the metadata device")?;
+    flush(&*metadata.dev, "metadata device")?;
     if left.is_empty() {
         return Ok(());
     }
     tracing::info!(pool = %cx.dev_no, changes = left.len(), "thin: applying what the last daemon had not committed");
     journal::apply(opened, left)?;
-    flush(data, "cannot flush the data device")?;
+    flush(&*data.dev, "data device")?;
     opened.commit()
-}
-
-fn flush(device: &DeviceUse, what: &'static str) -> Result<(), MetadataError> {
-    let flushed = thinmap_block::flush(&*device.dev);
-    if flushed.is_ok() {
-        return Ok(());
-    }
-    let source = std::io::Error::from_raw_os_error(flushed.errno());
-    Err(MetadataError::io(source, what))
 }
 
 impl From<Conflict> for TableError {

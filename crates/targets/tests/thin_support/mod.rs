@@ -7,6 +7,7 @@
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
 pub mod manual;
+pub mod shelf;
 pub mod sparse;
 
 use std::collections::HashMap;

@@ -16,6 +16,7 @@ use super::Entry;
 use super::Worker;
 use super::commit::AfterCommit;
 use super::ranges::DataRun;
+use crate::flush::flush;
 use crate::thin_pool::mode::Mode;
 
 /// With less room than this how much of it the open transaction will take is looked at...
@@ -198,13 +199,8 @@ impl Worker<'_> {
         // A deliberately broken order, for the test that the simulator sees such things.
         #[cfg(feature = "canary")]
         commit.write().map_err(|error| (error, Written::Maybe))?;
-        let flushed = thinmap_block::flush(&**self.pool.data_dev());
-        let written = if flushed.is_ok() {
-            commit.write()
-        } else {
-            let source = std::io::Error::from_raw_os_error(flushed.errno());
-            Err(MetadataError::io(source, "cannot flush the data device"))
-        };
+        let flushed = flush(&**self.pool.data_dev(), "data device");
+        let written = flushed.and_then(|()| commit.write());
         let maybe_written = |error| (error, Written::Maybe);
         let mut metadata = self.pool.metadata.write();
         metadata

@@ -1,0 +1,49 @@
+//! What a keeper keeps of a process: for tests of a daemon that dies.
+
+use std::collections::HashMap;
+use std::os::fd::OwnedFd;
+use std::sync::atomic::Ordering::SeqCst;
+
+use parking_lot::Mutex;
+use thinmap_dm::MemoryKeeper;
+use thinmap_runtime::SharedMemory;
+
+/// Memory by name.
+#[derive(Default)]
+pub struct Shelf(Mutex<HashMap<String, OwnedFd>>);
+
+impl MemoryKeeper for Shelf {
+    fn open(&self, name: &str, words: usize) -> std::io::Result<SharedMemory> {
+        let mut shelf = self.0.lock();
+        if let Some(fd) = shelf.get(name) {
+            return SharedMemory::map(fd.try_clone()?);
+        }
+        let memory = SharedMemory::new(name, words)?;
+        shelf.insert(name.to_owned(), memory.fd().try_clone_to_owned()?);
+        Ok(memory)
+    }
+
+    fn forget(&self, name: &str) {
+        self.0.lock().remove(name);
+    }
+}
+
+impl Shelf {
+    /// What the next process finds if this one dies now.
+    pub fn at_death(&self) -> Self {
+        let copy = Self::default();
+        for (name, fd) in &*self.0.lock() {
+            let from = SharedMemory::map(fd.try_clone().unwrap()).unwrap();
+            let to = copy.open(name, from.words().len()).unwrap();
+            for (to, from) in to.words().iter().zip(from.words()) {
+                to.store(from.load(SeqCst), SeqCst);
+            }
+        }
+        copy
+    }
+
+    /// How much is kept.
+    pub fn len(&self) -> usize {
+        self.0.lock().len()
+    }
+}
