@@ -241,6 +241,13 @@ fn open_and_claim(path: &Path, access: Access, is_block: bool) -> Result<File, I
     Ok(File::from(fd))
 }
 
+impl Drop for Image {
+    fn drop(&mut self) {
+        // A process that another thread forks meanwhile holds the lock too, until it executes its program.
+        let _ = rustix::fs::flock(&self.file, FlockOperation::Unlock);
+    }
+}
+
 /// The loop device that stands on the file, by sysfs: another way to change it that no lock tells of.
 fn loop_device_on(stat: &std::fs::Metadata) -> Option<String> {
     let devices = std::fs::read_dir("/sys/block").ok()?;
@@ -330,6 +337,15 @@ mod tests {
         let _reader = Image::open(file.path(), Access::Read).expect("free again");
         assert!(Image::open(file.path(), Access::Read).is_ok());
         assert!(Image::open(file.path(), Access::Write).is_err());
+    }
+
+    #[test]
+    fn a_descriptor_that_a_fork_took_along_does_not_keep_a_closed_image() {
+        let file = file_of(10);
+        let first = Image::open(file.path(), Access::Write).expect("first");
+        let _forked = first.file.try_clone().expect("descriptor");
+        drop(first);
+        Image::open(file.path(), Access::Write).expect("free again");
     }
 
     #[test]

@@ -87,6 +87,13 @@ struct Inner {
     no_zero_range: AtomicBool,
 }
 
+impl Drop for Inner {
+    fn drop(&mut self) {
+        // A process that another thread forks meanwhile holds the lock too, until it executes its program.
+        let _ = rustix::fs::flock(&self.fd, FlockOperation::Unlock);
+    }
+}
+
 impl FileDevice {
     /// Opens `path`, with direct I/O where it works for 512-byte sectors (or the device's own logical blocks).
     pub fn open(path: &Path, mode: OpenMode) -> Result<Self, OpenError> {

@@ -152,6 +152,16 @@ fn a_file_is_not_opened_twice_for_writing() {
 }
 
 #[test]
+fn a_descriptor_that_a_fork_took_along_does_not_keep_a_closed_file() {
+    on_both(|path| {
+        let first = FileDevice::open(path, RW).expect("open");
+        let _forked = first.inner.fd.try_clone().expect("descriptor");
+        drop(first);
+        FileDevice::open(path, RW).expect("free again");
+    });
+}
+
+#[test]
 fn read_only_refuses_writes() {
     on_both(|path| {
         let dev = FileDevice::open(
