@@ -6,6 +6,8 @@
 # FUZZ_UNTIL=HH:MM  ends in time, and goes over the targets again until then.
 # FUZZ_PACK=0       leaves fuzz/corpus/*.pack and the table as they are (the time goes to fuzz/target/hours.tsv all the same).
 # FUZZ_BUILD=0      takes the binaries that are there.
+# FUZZ_TIMEOUT=20   seconds that an input may take; more beside other work, as they are the clock's and not the processor's.
+# TARGET may be several, in quotes.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 wanted="${1:-all}" seconds="${2:-300}" pack="${FUZZ_PACK:-1}" until="${FUZZ_UNTIL:-}"
@@ -38,7 +40,7 @@ fuzz_one() {
     mkdir -p "$dir" "fuzz/artifacts/$target" fuzz/target
     [ -n "$(ls -A "$dir")" ] || "$corpus" unpack "$target" "$dir"
     out=$(TIMEFORMAT='%U %S'; { time "$bin/$target" "$dir" -artifact_prefix="fuzz/artifacts/$target/" \
-        -max_total_time="$time" -timeout=20 -rss_limit_mb=2048 -malloc_limit_mb=512 -max_len=16384 \
+        -max_total_time="$time" -timeout="${FUZZ_TIMEOUT:-20}" -rss_limit_mb=2048 -malloc_limit_mb=512 -max_len=16384 \
         -detect_leaks=0 -print_final_stats=1 >"$log" 2>&1; } 2>&1)
     [ "$(grep -c 'ERROR: libFuzzer\|ERROR: AddressSanitizer\|SUMMARY: ' "$log")" = 0 ] || {
         failed=1

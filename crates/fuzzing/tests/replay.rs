@@ -49,5 +49,6 @@ macro_rules! replays {
 }
 
 replays! {
-    metadata_image metadata_damage metadata_repair metadata_xml hostile_pool table_lines dm_ioctl control_frames nbd fuse
+    metadata_image metadata_damage metadata_repair metadata_xml hostile_pool hostile_metadata table_lines dm_ioctl
+    control_frames nbd fuse
 }

@@ -5,7 +5,6 @@
 
 use std::sync::Arc;
 
-use thinmap_block::{BlockDevice, IoFlags, Op, submit_and_wait};
 use thinmap_dm::{MappedDevice, StatusKind, SuspendFlags, TableLine, WhichTable};
 use thinmap_runtime::IoBuf;
 use thinmap_thin_metadata::{Block4k, MetadataDevice};
@@ -14,6 +13,7 @@ use thinmap_units::{MetaBlock, Sector};
 use super::Target;
 use super::metadata::{BLOCK_SECTORS, DATA_BLOCKS, good_image};
 use super::metadata_damage::damage;
+use super::traffic::{KINDS, request};
 use crate::Input;
 use crate::world::{Fenced, World};
 
@@ -92,12 +92,12 @@ fn use_pool(
 }
 
 fn operate(pool: &MappedDevice, volume: Option<&MappedDevice>, input: &mut Input<'_>) {
-    let kind = input.below(10);
-    if kind >= 6 {
-        let text = match kind {
-            6 => format!("create_thin {}", input.u8()),
-            7 => format!("create_snap {} {}", input.u8(), input.u8() % 8),
-            8 => format!("delete {}", input.u8() % 8),
+    let kind = input.below(KINDS + 4);
+    if kind >= KINDS {
+        let text = match kind - KINDS {
+            0 => format!("create_thin {}", input.u8()),
+            1 => format!("create_snap {} {}", input.u8(), input.u8() % 8),
+            2 => format!("delete {}", input.u8() % 8),
             _ if input.flag() => "reserve_metadata_snap".to_owned(),
             _ => "release_metadata_snap".to_owned(),
         };
@@ -109,35 +109,7 @@ fn operate(pool: &MappedDevice, volume: Option<&MappedDevice>, input: &mut Input
     let Some(volume) = volume else {
         return;
     };
-    let size = volume.size().raw();
-    let sector = u64::from(input.u16()) * 8 % size.max(1);
-    let sectors = (8 * (1 + u64::from(input.u8() % 64))).min(size - sector);
-    let op = [
-        Op::Read,
-        Op::Write,
-        Op::Discard,
-        Op::WriteZeroes,
-        Op::Flush,
-        Op::Write,
-    ][kind];
-    let buf = match op {
-        Op::Read | Op::Write => {
-            IoBuf::alloc(usize::try_from(sectors * 512).expect("some kilobytes"))
-        }
-        _ => IoBuf::empty(),
-    };
-    let (sector, sectors) = match op {
-        Op::Flush => (0, 0),
-        Op::Discard => (sector, sectors.saturating_mul(16).min(size - sector)),
-        _ => (sector, sectors),
-    };
-    let flags = IoFlags {
-        fua: kind == 5,
-        ..IoFlags::default()
-    };
-    submit_and_wait(volume, (op, flags, Sector(sector), Sector(sectors), buf));
-    let mut extents = Vec::new();
-    let _ = volume.extents(Sector(sector), Sector(size - sector), &mut extents);
+    request(volume, kind, input);
 }
 
 fn seeds() -> Vec<Vec<u8>> {

@@ -3,6 +3,7 @@
 mod control_frames;
 mod dm_ioctl;
 mod fuse;
+mod hostile_metadata;
 mod hostile_pool;
 mod metadata;
 mod metadata_damage;
@@ -11,6 +12,7 @@ mod metadata_repair;
 mod metadata_xml;
 mod nbd;
 mod table_lines;
+mod traffic;
 
 /// A fuzz target.
 pub struct Target {
@@ -28,6 +30,7 @@ pub const ALL: &[Target] = &[
     metadata_repair::TARGET,
     metadata_xml::TARGET,
     hostile_pool::TARGET,
+    hostile_metadata::TARGET,
     table_lines::TARGET,
     dm_ioctl::TARGET,
     control_frames::TARGET,

@@ -149,7 +149,7 @@ impl Metadata {
             // CRASH: how far members are recovered, from before the flush: what comes on meanwhile is not on the medium yet.
             let marks: Vec<Sector> = self.members.iter().map(mark).collect();
             self.flush((0..self.members.len()).collect());
-            self.events += 1;
+            self.events = self.events.saturating_add(1);
             let head = self.head();
             if let Some(image) = &mut self.image {
                 image.set_head(&head);

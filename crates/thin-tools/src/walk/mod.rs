@@ -225,7 +225,8 @@ impl<'a> Walk<'a> {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         Self {
             image,
-            blocks: Blocks::new(blocks.min(image.blocks())),
+            // The superblock is there whatever it counts, and is the parent of the roots.
+            blocks: Blocks::new(blocks.clamp(1, image.blocks())),
             data: None,
             bitmaps: Vec::new(),
             findings,
