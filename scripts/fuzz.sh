@@ -44,7 +44,9 @@ fuzz_one() {
         -detect_leaks=0 -print_final_stats=1 >"$log" 2>&1; } 2>&1)
     [ "$(grep -c 'ERROR: libFuzzer\|ERROR: AddressSanitizer\|SUMMARY: ' "$log")" = 0 ] || {
         failed=1
-        echo "FOUND by $target: see $log and fuzz/artifacts/$target"
+        # The next round begins a new log.
+        cp "$log" "fuzz/artifacts/$target/$(date +%H%M%S).log"
+        echo "FOUND by $target: see fuzz/artifacts/$target"
     }
     local used runs
     used=$(awk '{printf "%.0f", $1 + $2}' <<<"$out")

@@ -13,6 +13,7 @@ mod fio;
 mod flush_log;
 mod full;
 mod integrity;
+mod kept;
 mod keys;
 mod kill;
 mod many;

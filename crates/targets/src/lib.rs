@@ -14,6 +14,7 @@ mod error;
 mod flakey;
 mod flush;
 mod integrity;
+mod kept;
 mod linear;
 mod log_writes;
 mod mirror;

@@ -256,7 +256,9 @@ fn run(bytes: &[u8]) {
             if input.is_empty() {
                 break;
             }
-            operate(&device, scenario, &mut input);
+            if !operate(&device, scenario, &mut input) {
+                break;
+            }
         }
     }
     let _ = device.suspend(SuspendFlags::default());
@@ -309,7 +311,8 @@ fn live(device: &MappedDevice, sectors: u64, table: &str) -> bool {
     device.load(&[line], false).is_ok() && device.resume(SuspendFlags::default()).is_ok()
 }
 
-fn operate(device: &Arc<MappedDevice>, scenario: &Scenario, input: &mut Input<'_>) {
+/// Whether the device takes requests afterwards: one that stays suspended keeps them.
+fn operate(device: &Arc<MappedDevice>, scenario: &Scenario, input: &mut Input<'_>) -> bool {
     let kind = input.below(KINDS + 3);
     match kind {
         _ if kind < KINDS => request(device, kind, input),
@@ -320,12 +323,13 @@ fn operate(device: &Arc<MappedDevice>, scenario: &Scenario, input: &mut Input<'_
         }
         _ if kind == KINDS + 1 => {
             let _ = device.suspend(SuspendFlags::default());
-            let _ = device.resume(SuspendFlags::default());
+            return device.resume(SuspendFlags::default()).is_ok();
         }
         _ => {
             let _ = device.table_status(StatusKind::Info, WhichTable::Live, input.flag());
         }
     }
+    true
 }
 
 fn seeds() -> Vec<Vec<u8>> {

@@ -4,6 +4,7 @@
 //! see `docs/targets/clone.md`.
 
 mod args;
+mod kept;
 mod metadata;
 mod regions;
 mod shared;
@@ -14,13 +15,15 @@ use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
 use thinmap_block::{Extent, Io, Op, QueueLimits};
 use thinmap_dm::{
-    ConstructCx, DeviceRole, DeviceUse, MapOutcome, MessageError, ResumeError, StatusFlags,
-    StatusKind, TableError, Target, TargetArgs, TargetFeatures, TargetInfo, TargetType,
+    ConstructCx, DeviceRole, DeviceUse, Environment, KeptMemory, MapOutcome, MessageError,
+    ResumeError, StatusFlags, StatusKind, TableError, Target, TargetArgs, TargetFeatures,
+    TargetInfo, TargetType,
 };
 use thinmap_persistent_data::{ErrorKind, MetadataError};
-use thinmap_units::{BlkStatus, Sector};
+use thinmap_units::{BlkStatus, DevNo, Sector};
 
 use self::args::{BATCH, THRESHOLD, Tuning, parse_region};
+use self::kept::Kept;
 use self::metadata::Metadata;
 use self::regions::Regions;
 use self::shared::{Parts, Shared};
@@ -96,6 +99,8 @@ impl TargetType for CloneType {
             )
         })?;
         Ok(Arc::new(Clone {
+            env: cx.env.clone(),
+            dev_no: cx.dev_no,
             len: args.len,
             metadata_dev,
             dest,
@@ -142,6 +147,8 @@ fn open_metadata(device: &DeviceUse, region: u32, len: Sector) -> Result<Metadat
 }
 
 struct Clone {
+    env: Arc<Environment>,
+    dev_no: DevNo,
     len: Sector,
     metadata_dev: DeviceUse,
     dest: DeviceUse,
@@ -154,17 +161,52 @@ struct Clone {
     shared: SharedRef,
 }
 
+fn refuse(error: MetadataError) -> ResumeError {
+    let reason = format!("Failed to load metadata: {error}");
+    ResumeError::new(NAME, reason, error.errno())
+}
+
 impl Clone {
-    /// Before the first resume: the metadata as the line before has left them.
-    fn take_over(&self) -> Result<(), MetadataError> {
-        let metadata = open_metadata(&self.metadata_dev, self.region, self.len)?;
-        let count = self.len.raw().div_ceil(u64::from(self.region));
-        let regions = Regions::load(count, |index| metadata.word(index))?.ok_or_else(|| {
+    fn count(&self) -> u64 {
+        self.len.raw().div_ceil(u64::from(self.region))
+    }
+
+    /// Before the first resume: the metadata as the line before has left them, and what the last process answered since.
+    fn take_over(&self) -> Result<(), ResumeError> {
+        let metadata = open_metadata(&self.metadata_dev, self.region, self.len).map_err(refuse)?;
+        self.keep()?;
+        let mut state = self.shared.state.lock();
+        let kept = state.kept.as_ref();
+        let left = |index| kept.map_or(0, |kept| kept.word(index));
+        let word = |index| metadata.word(index).map(|word| word | left(index));
+        let no_memory = || {
             let what = "Failed to allocate memory for region bitmap";
-            MetadataError::new(ErrorKind::Inval, what)
-        })?;
+            refuse(MetadataError::new(ErrorKind::Inval, what))
+        };
+        let regions = Regions::load(self.count(), word).map_err(refuse)?;
+        let regions = regions.ok_or_else(no_memory)?;
+        let words = 0..self.count().div_ceil(64);
+        state.dirty = words.filter(|index| left(*index) != 0).collect();
+        drop(state);
         *self.shared.metadata.lock() = metadata;
         let _ = self.shared.regions.set(regions);
+        Ok(())
+    }
+
+    /// Finds what the last process died over, and keeps what the next one will need.
+    fn keep(&self) -> Result<(), ResumeError> {
+        let keeper = self.env.shared.of::<KeptMemory>().keeper();
+        let mut state = self.shared.state.lock();
+        let Some(keeper) = keeper.filter(|_| state.kept.is_none()) else {
+            return Ok(());
+        };
+        let name = format!("{NAME}-{}-{}", self.dev_no, self.shared.begin);
+        let form = (self.count(), u64::from(self.region));
+        let kept = Kept::open(keeper, name, form).map_err(|error| {
+            let errno = error.raw_os_error().unwrap_or(ENOMEM);
+            ResumeError::new(NAME, format!("memory for the next daemon: {error}"), errno)
+        })?;
+        state.kept = Some(kept);
         Ok(())
     }
 
@@ -175,7 +217,7 @@ impl Clone {
             let _ = shared.commit();
         }
         let (used, total) = shared.metadata.lock().used();
-        let count = self.len.raw().div_ceil(u64::from(self.region));
+        let count = self.count();
         let hydrated = shared.regions.get().map_or(0, Regions::hydrated);
         let busy = shared.state.lock().hydrating();
         let mode = match shared.read_only.load(SeqCst) {
@@ -279,22 +321,22 @@ impl Target for Clone {
     fn postsuspend(&self) {
         self.suspended.store(true, SeqCst);
         self.shared.stop_hydration();
-        if let Err(error) = self.shared.commit() {
-            tracing::error!(%error, "clone: what was copied is not noted");
+        // What could not be committed stays noted: the line may be resumed.
+        match self.shared.commit() {
+            Ok(()) => {
+                if let Some(kept) = self.shared.state.lock().kept.take() {
+                    kept.forget();
+                }
+            }
+            Err(error) => tracing::error!(%error, "clone: what was copied is not noted"),
         }
     }
 
     fn preresume(&self) -> Result<(), ResumeError> {
-        if self.shared.regions.get().is_some() {
-            return Ok(());
+        if self.shared.regions.get().is_none() {
+            return self.take_over();
         }
-        self.take_over().map_err(|error| {
-            ResumeError::new(
-                NAME,
-                format!("Failed to load metadata: {error}"),
-                error.errno(),
-            )
-        })
+        self.keep()
     }
 
     fn resume(&self) {

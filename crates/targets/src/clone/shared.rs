@@ -3,7 +3,7 @@
 //! INVARIANT: a region is in `hydrating` from before its copy begins until its bit is set or the copy has failed; while it is, no write
 //! to it goes to the destination but the one that is copied with it.
 //!
-//! INVARIANT: a word is in `dirty` from when a bit of it was set until a commit that holds it is durable.
+//! INVARIANT: a word is in `dirty` from when a bit of it was set until a commit that holds it is durable; the same of bits in `kept`.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::SeqCst};
@@ -16,6 +16,7 @@ use thinmap_dm::{MapOutcome, TableEvent};
 use thinmap_runtime::{ActorHandle, Waiting, simulate};
 use thinmap_units::{BlkStatus, Sector};
 
+use super::kept::Kept;
 use super::metadata::Metadata;
 use super::regions::Regions;
 
@@ -70,9 +71,19 @@ pub(super) struct State {
     pub completions: Vec<Io>,
     /// The worker has panicked.
     pub dead: bool,
+    /// What the next daemon finds, where something keeps memory.
+    pub kept: Option<Kept>,
 }
 
 impl State {
+    /// A region has come that no commit holds.
+    fn note(&mut self, region: u64) {
+        self.dirty.insert(region / 64);
+        if let Some(kept) = &self.kept {
+            kept.set(region);
+        }
+    }
+
     /// Regions being copied.
     pub fn hydrating(&self) -> usize {
         self.hydrating.len()
@@ -239,7 +250,7 @@ impl Shared {
                     && let Some(regions) = self.regions.get()
                     && regions.set(region)
                 {
-                    state.dirty.insert(region / 64);
+                    state.note(region);
                 }
                 waiting.extend(state.hydrating.remove(&region).unwrap_or_default());
             }
@@ -278,7 +289,7 @@ impl Shared {
             for region in first..end {
                 // One that is being copied comes, and may be written then.
                 if !state.hydrating.contains_key(&region) && regions.set(region) {
-                    state.dirty.insert(region / 64);
+                    state.note(region);
                 }
             }
         } else if (first..end).any(|region| !regions.has(region)) {

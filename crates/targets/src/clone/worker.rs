@@ -77,6 +77,11 @@ impl Shared {
         match stored {
             Ok(words) => {
                 let mut state = self.state.lock();
+                if let Some(kept) = &state.kept {
+                    words
+                        .iter()
+                        .for_each(|(at, word)| kept.committed(*at, *word));
+                }
                 for (at, word) in words {
                     // Bits that came meanwhile are for the next commit.
                     if regions.word(at) == word {

@@ -10,13 +10,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
 use thinmap_dm::MemoryKeeper;
-use thinmap_runtime::SharedMemory;
 
 use super::layout::Layout;
+use crate::kept::Named;
 
-const MAGIC_AT: usize = 0;
-/// What the rest means: another form is another line's.
-const FORM_AT: usize = 1;
 const STATE_AT: usize = 2;
 const HEAD_WORDS: usize = 3;
 const JOURNAL_MAGIC: u64 = u64::from_le_bytes(*b"integ-J1");
@@ -25,46 +22,6 @@ const MARKS_MAGIC: u64 = u64::from_le_bytes(*b"integ-D1");
 const EMPTY: u64 = u64::MAX;
 /// log2 of the blocks of a stretch.
 const LOG2_STRETCH: u8 = 7;
-
-/// Memory under a name.
-struct Named {
-    memory: SharedMemory,
-    keeper: Arc<dyn MemoryKeeper>,
-    name: String,
-}
-
-impl Named {
-    fn open(
-        keeper: Arc<dyn MemoryKeeper>,
-        name: String,
-        (magic, form, words): (u64, u64, usize),
-    ) -> std::io::Result<Self> {
-        let memory = keeper.open(&name, words)?;
-        let word = |at: usize| memory.words()[at].load(SeqCst);
-        let is_new = memory.words().len() == words && word(MAGIC_AT) == 0;
-        let is_same =
-            memory.words().len() == words && word(MAGIC_AT) == magic && word(FORM_AT) == form;
-        if !is_new && !is_same {
-            let text = format!("{name}: what was kept there is of another form");
-            return Err(std::io::Error::other(text));
-        }
-        memory.words()[FORM_AT].store(form, SeqCst);
-        memory.words()[MAGIC_AT].store(magic, SeqCst);
-        Ok(Self {
-            memory,
-            keeper,
-            name,
-        })
-    }
-
-    fn word(&self, at: usize) -> &AtomicU64 {
-        &self.memory.words()[at]
-    }
-
-    fn forget(self) {
-        self.keeper.forget(&self.name);
-    }
-}
 
 /// Blocks in the journal that are not committed: a ring with a slot for each of the journal's entries.
 ///
@@ -105,7 +62,7 @@ impl KeptJournal {
 
     fn slot(&self, number: u64) -> &[AtomicU64] {
         let at = HEAD_WORDS + (number % self.slots) as usize * self.slot_words;
-        &self.named.memory.words()[at..at + self.slot_words]
+        &self.named.words()[at..at + self.slot_words]
     }
 
     /// Blocks that the last process answered and did not commit: the last one of each.
@@ -250,13 +207,13 @@ impl Marks {
 
     /// Nothing is marked.
     pub fn reset(&self) {
-        for word in &self.named.memory.words()[HEAD_WORDS..] {
+        for word in &self.named.words()[HEAD_WORDS..] {
             word.store(0, SeqCst);
         }
     }
 
     /// The line ends in good order.
     pub fn forget(&self) {
-        self.named.keeper.forget(&self.named.name);
+        self.named.forget();
     }
 }

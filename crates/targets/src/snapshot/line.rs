@@ -10,12 +10,14 @@ use std::sync::mpsc;
 use arc_swap::ArcSwapOption;
 use thinmap_block::{Io, Op, QueueLimits};
 use thinmap_dm::{
-    ConstructCx, DeviceRole, DeviceUse, MapOutcome, OpenDevice, ResumeError, StatusFlags,
-    StatusKind, TableError, Target, TargetArgs, TargetFeatures, TargetInfo, TargetType,
+    ConstructCx, DeviceRole, DeviceUse, KeptMemory, MapOutcome, OpenDevice, ResumeError,
+    StatusFlags, StatusKind, TableError, Target, TargetArgs, TargetFeatures, TargetInfo,
+    TargetType,
 };
 use thinmap_units::Sector;
 
 use super::args::{self, Args, Features, Kind};
+use super::kept::Kept;
 use super::origin::{Member, Origin, Origins};
 use super::room::Room;
 use super::snapshot::{Devices, NewSnapshot, Snapshot, SnapshotRef};
@@ -185,12 +187,20 @@ impl SnapshotLine {
     fn open_store(&self, chunk: u32, cx: &ConstructCx<'_>) -> Result<Arc<SnapshotRef>, TableError> {
         let name = self.info.name;
         let (origin, cow) = (&*self.origin.dev, &*self.cow.dev);
+        let mut kept = None;
         let (chunk, state, store) = if self.kind == Kind::Transient {
             if chunk == 0 {
                 return Err(TableError::invalid(name, "Chunk size not set"));
             }
             let chunk = Sector(u64::from(chunk));
-            (chunk, State::new(Room::new(chunk, None), None), None)
+            let mut state = State::new(Room::new(chunk, None), None);
+            if let Some(keeper) = cx.env.shared.of::<KeptMemory>().keeper() {
+                kept = Kept::take_over(keeper, &self.cow, chunk, &mut state).map_err(|error| {
+                    let reason = format!("memory for the next daemon: {error}");
+                    TableError::new(name, reason, error.raw_os_error().unwrap_or(ENOMEM))
+                })?;
+            }
+            (chunk, state, None)
         } else {
             let check = |chunk| args::check_chunk(chunk, origin, cow);
             let opened = Store::open(cow, chunk, check).map_err(|error| {
@@ -214,6 +224,7 @@ impl SnapshotLine {
             origin: self.shared.clone(),
             state,
             store,
+            kept,
         };
         self.chunk.store(chunk.raw(), SeqCst);
         let thread = format!("snap-{}", cx.dev_no.minor);

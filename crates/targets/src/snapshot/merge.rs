@@ -66,8 +66,7 @@ impl Worker<'_> {
                         self.state.merge = Merge::Others(chunks);
                         return;
                     }
-                    let range = chunks.old..chunks.old + chunks.count as u64;
-                    self.snapshot.state.write().merging = Some(range);
+                    self.snapshot.state.write().merging = Some(chunks.range());
                     self.state.merge = Merge::Draining(chunks, Drain::default());
                 }
                 Merge::Draining(chunks, mut drain) => {
@@ -179,7 +178,7 @@ impl Worker<'_> {
 /// Reads and writes of merged chunks go to the origin from now on; the writes that waited for that.
 fn forget(snapshot: &Snapshot, store: &Store, chunks: Consecutive) -> Vec<Io> {
     let mut state = snapshot.state.write();
-    for chunk in chunks.old..chunks.old + chunks.count as u64 {
+    for chunk in chunks.range() {
         state.complete.remove(chunk);
     }
     state.room.set_next(store.next_free_in_order());

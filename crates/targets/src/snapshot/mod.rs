@@ -5,6 +5,7 @@
 mod args;
 mod disk;
 mod exceptions;
+mod kept;
 mod line;
 mod map;
 mod merge;

@@ -15,6 +15,7 @@ use thinmap_dm::kit::{Copier, CopyRequest, CopySource, DeferredSet, Overlay, Tic
 use thinmap_runtime::{ActorHandle, Spawner};
 use thinmap_units::{BlkStatus, Sector};
 
+use super::kept::Kept;
 use super::origin::Origin;
 use super::state::{State, Validity, Waiting};
 use super::store::Store;
@@ -69,6 +70,9 @@ impl Drop for SnapshotRef {
             self.0.push(Event::Stop);
             handle.join();
         }
+        if let Some(kept) = &self.0.worker.lock().kept {
+            kept.forget();
+        }
     }
 }
 
@@ -79,7 +83,10 @@ pub(super) struct NewSnapshot {
     pub event: Arc<TableEvent>,
     pub origin: Arc<Origin>,
     pub state: State,
+    /// Of a persistent snapshot.
     pub store: Option<Store>,
+    /// Of a transient one, where something keeps memory.
+    pub kept: Option<Kept>,
 }
 
 impl Snapshot {
@@ -104,7 +111,7 @@ impl Snapshot {
             inbox: Mutex::default(),
             handle: OnceLock::new(),
             persistent: new.store.is_some(),
-            worker: Mutex::new(WorkerState::new(new.store)),
+            worker: Mutex::new(WorkerState::new(new.store, new.kept)),
         });
         let actor = Arc::new(SnapshotActor(snapshot.clone()));
         let handle = spawner.spawn(name, actor)?;

@@ -4,6 +4,8 @@
 //!
 //! INVARIANT: `area` is what the area `current` holds on disk, or will hold when the call that changes it returns.
 
+use std::ops::Range;
+
 use thinmap_block::{BlockDevice, IoFlags, Op, submit_and_wait};
 use thinmap_runtime::IoBuf;
 use thinmap_units::{BlkStatus, Sector};
@@ -78,6 +80,13 @@ pub(super) struct Consecutive {
     /// First chunk in the COW device.
     pub new: u64,
     pub count: usize,
+}
+
+impl Consecutive {
+    /// The chunks in the origin. A damaged store may name the last number there is, which no origin has.
+    pub fn range(&self) -> Range<u64> {
+        self.old..self.old.saturating_add(self.count as u64)
+    }
 }
 
 impl Store {

@@ -14,6 +14,7 @@ use thinmap_runtime::{Actor, NextTurn};
 use thinmap_units::BlkStatus;
 
 use super::disk::Slot;
+use super::kept::Kept;
 use super::merge::Merge;
 use super::origin::go_on;
 use super::snapshot::Snapshot;
@@ -61,6 +62,7 @@ impl Event {
 /// What the worker keeps from turn to turn.
 pub(super) struct WorkerState {
     pub(super) store: Option<Store>,
+    pub(super) kept: Option<Kept>,
     /// Copies that ended before one that was begun earlier, by number.
     finished: BTreeMap<u64, Copied>,
     /// The number that is committed next.
@@ -97,9 +99,10 @@ impl Drain {
 }
 
 impl WorkerState {
-    pub fn new(store: Option<Store>) -> Self {
+    pub fn new(store: Option<Store>, kept: Option<Kept>) -> Self {
         Self {
             store,
+            kept,
             finished: BTreeMap::new(),
             next: 0,
             draining: Vec::new(),
@@ -142,6 +145,9 @@ impl Actor for SnapshotActor {
             .into_values()
             .for_each(|copied| Event::Copied(copied).fail());
         events.into_iter().for_each(Event::fail);
+        if let Some(kept) = &self.0.worker.lock().kept {
+            kept.invalidate();
+        }
         become_invalid(&self.0);
     }
 }
@@ -232,15 +238,18 @@ impl Worker<'_> {
     }
 
     fn write_slots(&mut self, batch: &[Copied]) -> bool {
-        let Some(store) = &mut self.state.store else {
-            return true;
-        };
         let slot = |copied: &Copied| Slot {
             old: copied.chunk,
             new: copied.new,
         };
         let slots: Vec<Slot> = batch.iter().map(slot).collect();
-        store.commit(&*self.snapshot.devices().cow, &slots).is_ok()
+        if let Some(kept) = &self.state.kept {
+            kept.note(&slots);
+        }
+        match &mut self.state.store {
+            Some(store) => store.commit(&*self.snapshot.devices().cow, &slots).is_ok(),
+            None => true,
+        }
     }
 
     fn abandon(&self, batch: Vec<Copied>) {
@@ -312,6 +321,9 @@ impl Worker<'_> {
                 return;
             }
             state.validity = Validity::Dropping;
+        }
+        if let Some(kept) = &self.state.kept {
+            kept.invalidate();
         }
         let cow = self.snapshot.devices().cow.clone();
         if let Some(store) = &self.state.store

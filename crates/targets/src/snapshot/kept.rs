@@ -1,0 +1,102 @@
+//! The exceptions of a transient snapshot, in memory that outlives the process: its COW device does not tell of them. See
+//! `docs/internals/snapshot-store.md`.
+//!
+//! INVARIANT: an exception counts once the count is stored after it, and is noted before anybody acts on it.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+
+use thinmap_dm::{DeviceId, DeviceUse, MemoryKeeper};
+use thinmap_units::Sector;
+
+use super::disk::Slot;
+use super::state::{State, Validity};
+use crate::kept::Named;
+
+const MAGIC: u64 = u64::from_le_bytes(*b"snap-N01");
+/// 0, or why there is no snapshot any more.
+const INVALID_AT: usize = 2;
+const COUNT_AT: usize = 3;
+const SLOTS_AT: usize = 4;
+
+/// See the module.
+pub(super) struct Kept(Named);
+
+impl Kept {
+    /// Makes `state`, a new one, what the snapshot on this COW device was when the last process died, if there was one.
+    ///
+    /// # Errors
+    /// The system's. What was kept in another form is no error: the snapshot is invalid then, and nothing is kept.
+    pub fn take_over(
+        keeper: Arc<dyn MemoryKeeper>,
+        cow: &DeviceUse,
+        chunk: Sector,
+        state: &mut State,
+    ) -> std::io::Result<Option<Self>> {
+        let name = match cow.id {
+            DeviceId::Block(number) => format!("snapshot-{number}"),
+            DeviceId::File { dev, ino } => format!("snapshot-file-{dev}-{ino}"),
+        };
+        let chunks = cow.dev.size().raw() / chunk.raw();
+        let words = usize::try_from(chunks).unwrap_or(usize::MAX / 32) * 2 + SLOTS_AT;
+        let kept = match Named::open(keeper, name, (MAGIC, chunk.raw(), words)) {
+            Ok(named) => Self(named),
+            Err(error) if error.raw_os_error().is_none() => {
+                tracing::error!(%error, "snapshot: its exceptions are lost: the snapshot is invalid");
+                state.validity = Validity::Invalid;
+                return Ok(None);
+            }
+            Err(error) => return Err(error),
+        };
+        if !kept.is_valid() {
+            state.validity = Validity::Invalid;
+        }
+        for slot in kept.left() {
+            state.complete.insert(slot.old, slot.new);
+            state.room.note(slot.new);
+        }
+        Ok(Some(kept))
+    }
+
+    fn slots(&self) -> &[AtomicU64] {
+        &self.0.words()[SLOTS_AT..]
+    }
+
+    fn left(&self) -> Vec<Slot> {
+        let count = self.0.word(COUNT_AT).load(SeqCst) as usize;
+        let slots = self.slots().chunks_exact(2).take(count);
+        let slot = |words: &[AtomicU64]| Slot {
+            old: words[0].load(SeqCst),
+            new: words[1].load(SeqCst),
+        };
+        slots.map(slot).collect()
+    }
+
+    fn is_valid(&self) -> bool {
+        self.0.word(INVALID_AT).load(SeqCst) == 0
+    }
+
+    /// Exceptions are about to be in force. More than the COW device had room for when the snapshot was made are not kept, and so the
+    /// next process has no snapshot.
+    pub fn note(&self, slots: &[Slot]) {
+        for slot in slots {
+            let count = self.0.word(COUNT_AT).load(SeqCst);
+            let Some([old, new]) = self.slots().as_chunks::<2>().0.get(count as usize) else {
+                return self.invalidate();
+            };
+            old.store(slot.old, SeqCst);
+            new.store(slot.new, SeqCst);
+            self.0.word(COUNT_AT).store(count + 1, SeqCst);
+        }
+    }
+
+    /// There is no snapshot any more.
+    pub fn invalidate(&self) {
+        self.0.word(INVALID_AT).store(1, SeqCst);
+    }
+
+    /// The snapshot ends in good order.
+    pub fn forget(&self) {
+        self.0.forget();
+    }
+}
