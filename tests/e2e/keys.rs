@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 
-use thinmap_tests::world::{World, can_make_block_devices};
+use thinmap_tests::world::{World, can_make_block_devices, kill_and_wait};
 
 /// Places of the daemon's memory where one of `wanted` stands.
 #[derive(Debug, Default)]
@@ -101,5 +101,50 @@ fn a_key_is_in_hidden_memory_only_and_goes_with_its_wipe() {
     let log = world.daemon_log();
     assert!(!log.contains(&digits[..16]), "{log}");
     world.sh("dmsetup remove c");
+    world.end();
+}
+
+/// The next daemon finds the key, and a wiped one stays wiped; no file has it.
+#[test]
+fn an_encrypted_file_system_survives_deaths_of_the_daemon() {
+    if !can_make_block_devices("an_encrypted_file_system_survives_deaths_of_the_daemon") {
+        return;
+    }
+    let world = World::lasting();
+    world.sh("truncate -s 80M a.img; mkdir mnt
+         head -c 64 /dev/urandom | od -An -tx1 | tr -d ' \\n' >key
+         dmsetup create c --table \"0 163840 crypt aes-xts-plain64 $(cat key) 0 $PWD/a.img 0\"
+         mkfs.ext4 -q $M/c; mount $M/c mnt");
+    for round in 0..3 {
+        world.sh(&format!(
+            "head -c 4M /dev/urandom > f{round}; cp f{round} mnt/; sync -d mnt/f{round}
+             head -c 4M /dev/urandom > g{round}; cp g{round} mnt/"
+        ));
+        kill_and_wait(world.daemon_pid().expect("a daemon"));
+        world.sh(&format!(
+            "timeout 60 sync -f mnt; cmp f{round} mnt/f{round}; cmp g{round} mnt/g{round}"
+        ));
+    }
+    let said = world.sh(
+        "timeout 60 umount mnt; fsck.ext4 -fn $M/c >/dev/null 2>&1; mount $M/c mnt
+         for round in 0 1 2; do cmp f$round mnt/f$round; cmp g$round mnt/g$round; done
+         timeout 60 umount mnt
+         dmsetup table --showkeys c | grep -c \" $(cat key) \"
+         grep -rlaF $(head -c 32 key) run || echo in no file
+         dmsetup suspend c; dmsetup message c 0 key wipe",
+    );
+    assert_eq!(said, "1\nin no file\n");
+    kill_and_wait(world.daemon_pid().expect("a daemon"));
+    let said = world.sh("dmsetup info c | grep State
+         dmsetup resume c 2>/dev/null || true; dmsetup info c | grep State
+         dmsetup message c 0 key set $(cat key); dmsetup resume c
+         fsck.ext4 -fn $M/c >/dev/null 2>&1; dmsetup info c | grep State
+         dmsetup remove c");
+    let states: Vec<&str> = said
+        .lines()
+        .filter_map(|line| line.strip_prefix("State:"))
+        .map(str::trim)
+        .collect();
+    assert_eq!(states, ["SUSPENDED", "SUSPENDED", "ACTIVE"], "{said}");
     world.end();
 }

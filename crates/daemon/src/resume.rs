@@ -29,9 +29,6 @@ impl Daemon {
         }
         let order = bottom_up(&devices);
         for (saved, device) in order.iter().map(|i| &devices[*i]) {
-            if saved.held_keys {
-                tracing::error!(device = %device.md.name(), "its key went with the last daemon: I/O on it fails until its table is loaded again");
-            }
             if let Some(table) = &saved.live
                 && let Err(error) = make_live(device, table)
             {

@@ -1,7 +1,7 @@
 //! What the next daemon must know of each device; [`crate::state_log`] keeps it.
 
 use serde::{Deserialize, Serialize};
-use thinmap_dm::{StatusKind, WhichTable};
+use thinmap_dm::WhichTable;
 use thinmap_exports::block_node::SavedNode;
 use thinmap_units::DevNo;
 
@@ -34,12 +34,9 @@ pub struct SavedDevice {
     pub live: Option<SavedTable>,
     /// The table that waits for a resume.
     pub inactive: Option<SavedTable>,
-    /// A table is not noted, for it holds keys: those are in no file.
-    #[serde(default)]
-    pub held_keys: bool,
 }
 
-/// A table as `dmsetup table` prints it.
+/// A table as `dmsetup table` prints it, but for secrets: those are in no file.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct SavedTable {
     /// Loaded read-only.
@@ -74,11 +71,7 @@ impl SavedDevice {
             inactive: facts
                 .inactive
                 .and_then(|t| table(device, WhichTable::Inactive, t.read_only)),
-            held_keys: false,
         };
-        saved.held_keys = [WhichTable::Live, WhichTable::Inactive]
-            .into_iter()
-            .any(|which| holds_keys(device, which));
         if ahead_of_resume {
             saved.suspended = false;
             saved.live = saved.inactive.take().or(saved.live);
@@ -101,17 +94,8 @@ impl SavedDevice {
     }
 }
 
-/// Whether a table line has a key among its words.
-fn holds_keys(device: &Device, which: WhichTable) -> bool {
-    let lines = device.md.table_status(StatusKind::Info, which, true);
-    lines.is_some_and(|lines| lines.iter().any(|line| line.target == "crypt"))
-}
-
 fn table(device: &Device, which: WhichTable, read_only: bool) -> Option<SavedTable> {
-    if holds_keys(device, which) {
-        return None;
-    }
-    let status = device.md.table_status(StatusKind::Table, which, true)?;
+    let status = device.md.table_for_successor(which)?;
     let lines = status
         .into_iter()
         .map(|line| {

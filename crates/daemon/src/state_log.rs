@@ -207,7 +207,6 @@ mod tests {
             deferred_remove: false,
             live: None,
             inactive: None,
-            held_keys: false,
         }
     }
 

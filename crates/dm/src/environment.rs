@@ -56,6 +56,12 @@ pub trait MemoryKeeper: Send + Sync {
     /// The memory of this name as the last process left it, or new memory of so many words of 8 bytes, all zero.
     fn open(&self, name: &str, words: usize) -> std::io::Result<SharedMemory>;
 
+    /// The same for secrets: memory that nobody else can read.
+    ///
+    /// # Errors
+    /// The system's where it has none.
+    fn open_secret(&self, name: &str, words: usize) -> std::io::Result<SharedMemory>;
+
     /// Lets go of it, for good.
     fn forget(&self, name: &str);
 }

@@ -312,11 +312,26 @@ impl MappedDevice {
         which: WhichTable,
         noflush: bool,
     ) -> Option<Vec<TargetStatus>> {
+        self.tell(kind, which, (noflush, false))
+    }
+
+    /// The table as the next process takes it after a crash of this one: with no secret in it. `None` when there is none.
+    pub fn table_for_successor(&self, which: WhichTable) -> Option<Vec<TargetStatus>> {
+        self.tell(StatusKind::Table, which, (true, true))
+    }
+
+    fn tell(
+        &self,
+        kind: StatusKind,
+        which: WhichTable,
+        (noflush, for_successor): (bool, bool),
+    ) -> Option<Vec<TargetStatus>> {
         let _calls = self.target_calls.lock();
         let table = self.table(which)?;
         let flags = StatusFlags {
             noflush,
             suspended: self.is_suspended(),
+            for_successor,
         };
         let status = |line: &crate::table::Line| {
             let mut text = String::new();

@@ -133,6 +133,8 @@ pub struct StatusFlags {
     pub noflush: bool,
     /// The device is suspended.
     pub suspended: bool,
+    /// Of a table: as the next process takes it after a crash of this one. Secrets are told by the name they are kept under.
+    pub for_successor: bool,
 }
 
 /// One line of a live or inactive table.

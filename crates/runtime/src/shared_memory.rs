@@ -1,7 +1,7 @@
 //! Memory that can outlive the process: an anonymous file whose descriptor somebody else holds, too.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::atomic::AtomicU64;
 
 use rustix::fs::{MemfdFlags, SealFlags};
@@ -33,12 +33,28 @@ impl SharedMemory {
         Self::map(fd)
     }
 
+    /// New memory for secrets, all zero: never paged out, in no core dump, and out of reach for other processes and the kernel's own
+    /// reads (`memfd_secret(2)`). Counts as locked memory.
+    ///
+    /// # Errors
+    /// The system's, `ENOSYS` where the kernel has none (before Linux 5.14, or switched off).
+    pub fn secret(words: usize) -> io::Result<Self> {
+        // SAFETY: the call takes no pointers; a descriptor that it returns is new, and ours.
+        let fd = unsafe {
+            match libc::syscall(libc::SYS_memfd_secret, libc::O_CLOEXEC) {
+                fd @ 0.. => OwnedFd::from_raw_fd(fd as RawFd),
+                _ => return Err(io::Error::last_os_error()),
+            }
+        };
+        rustix::fs::ftruncate(&fd, (words * WORD_BYTES) as u64)?;
+        Self::map(fd)
+    }
+
     /// The memory behind a descriptor that [`SharedMemory::fd`] gave, maybe in another process.
     pub fn map(fd: OwnedFd) -> io::Result<Self> {
-        let seals = rustix::fs::fcntl_get_seals(&fd)?;
         let bytes = usize::try_from(rustix::fs::fstat(&fd)?.st_size).unwrap_or(0);
         let words = bytes / WORD_BYTES;
-        if words == 0 || !seals.contains(SealFlags::SHRINK) {
+        if words == 0 || !never_shrinks(&fd)? {
             return Err(io::ErrorKind::InvalidInput.into());
         }
         // SAFETY: a new mapping at an address of the kernel's choice; the file cannot shrink below it (seal).
@@ -78,6 +94,16 @@ impl Drop for SharedMemory {
     }
 }
 
+/// Secret memory has no seals, and no second size either.
+fn never_shrinks(fd: &OwnedFd) -> io::Result<bool> {
+    if rustix::fs::fstatfs(fd)?.f_type == SECRETMEM_MAGIC {
+        return Ok(true);
+    }
+    Ok(rustix::fs::fcntl_get_seals(fd)?.contains(SealFlags::SHRINK))
+}
+
+/// `SECRETMEM_MAGIC` of `linux/magic.h`.
+const SECRETMEM_MAGIC: rustix::fs::FsWord = 0x5345_434d;
 const WORD_BYTES: usize = size_of::<AtomicU64>();
 
 #[cfg(test)]
@@ -99,6 +125,28 @@ mod tests {
         assert_eq!(second.words().len(), 1024);
         assert_eq!(second.words()[1023].load(SeqCst), 7);
         assert_eq!(second.words()[0].load(SeqCst), 0);
+    }
+
+    #[test]
+    fn secrets_are_there_for_the_next_who_maps_them_and_for_no_other_way_of_reading() {
+        let first = match SharedMemory::secret(16) {
+            Ok(memory) => memory,
+            Err(error) if error.raw_os_error() == Some(libc::ENOSYS) => {
+                println!("SKIP secret memory: this kernel has no memfd_secret");
+                return;
+            }
+            Err(error) => panic!("{error}"),
+        };
+        first.words()[15].store(7, SeqCst);
+        let address = first.words().as_ptr() as u64;
+        let memory = std::fs::File::open("/proc/self/mem").expect("memory");
+        let read = std::os::unix::fs::FileExt::read_at(&memory, &mut [0; 8], address);
+        assert!(read.is_err(), "{read:?}");
+        let fd = first.fd().try_clone_to_owned().expect("a second");
+        drop(first);
+        let second = SharedMemory::map(fd).expect("the same memory");
+        assert_eq!(second.words()[15].load(SeqCst), 7);
+        assert!(rustix::fs::ftruncate(second.fd(), 0).is_err());
     }
 
     #[test]

@@ -27,6 +27,15 @@ impl Named {
         (magic, form, words): (u64, u64, usize),
     ) -> std::io::Result<Self> {
         let memory = keeper.open(&name, words)?;
+        Self::of(memory, keeper, name, (magic, form, words))
+    }
+
+    fn of(
+        memory: SharedMemory,
+        keeper: Arc<dyn MemoryKeeper>,
+        name: String,
+        (magic, form, words): (u64, u64, usize),
+    ) -> std::io::Result<Self> {
         let word = |at: usize| memory.words()[at].load(SeqCst);
         let is_new = memory.words().len() == words && word(MAGIC_AT) == 0;
         let is_same =
@@ -42,6 +51,19 @@ impl Named {
             keeper,
             name,
         })
+    }
+
+    /// The same for secrets, in memory that nobody else can read.
+    ///
+    /// # Errors
+    /// As of [`Named::open`]; the keeper has no such memory on some systems.
+    pub fn open_secret(
+        keeper: Arc<dyn MemoryKeeper>,
+        name: String,
+        form: (u64, u64, usize),
+    ) -> std::io::Result<Self> {
+        let memory = keeper.open_secret(&name, form.2)?;
+        Self::of(memory, keeper, name, form)
     }
 
     /// All of it.

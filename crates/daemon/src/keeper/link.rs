@@ -167,6 +167,15 @@ impl MemoryKeeper for KeeperLink {
         Ok(memory)
     }
 
+    fn open_secret(&self, name: &str, words: usize) -> io::Result<SharedMemory> {
+        if let Some(fd) = self.take(name) {
+            return SharedMemory::map(fd);
+        }
+        let memory = SharedMemory::secret(words)?;
+        self.keep(name, memory.fd())?;
+        Ok(memory)
+    }
+
     fn forget(&self, name: &str) {
         self.tell(&ToKeeper::Forget(name.to_owned()), None);
     }

@@ -36,6 +36,15 @@ impl<'a> KeyWord<'a> {
         })
     }
 
+    /// The name under which the last process has left it, as [`super::key_state::KeyState::tell_kept`] tells it. No type of kernel's
+    /// keys has that name.
+    pub(super) fn kept(&self) -> Option<&'a str> {
+        match self.source {
+            Source::Kernels(name) => name.strip_prefix(KEPT),
+            Source::Hex(_) => None,
+        }
+    }
+
     /// Whether the kernel keeps it.
     pub(super) fn is_kernels(&self) -> bool {
         matches!(self.source, Source::Kernels(_))
@@ -124,6 +133,8 @@ fn kernels_key(name: &str) -> Result<SecretBytes, BadKey> {
     }
 }
 
+/// Before the name of a key of the last process's.
+pub(super) const KEPT: &str = "kept:";
 const KEY_BYTES_MAX: usize = 4096;
 const ENOMEM: i32 = 12;
 const EOPNOTSUPP: i32 = 95;

@@ -10,7 +10,8 @@ use thinmap_runtime::{SecretBox, SecretBytes, SecretSome};
 
 use super::cipher::CipherSpec;
 use super::engine::{Engine, SectorSize};
-use super::key::KeyWord;
+use super::kept::{Kept, Left};
+use super::key::{KEPT, KeyWord};
 
 /// Why a key was refused.
 #[derive(Debug)]
@@ -35,6 +36,8 @@ pub(super) struct KeyState {
     name: Option<String>,
     valid: bool,
     engine: Arc<ArcSwapOption<SecretSome<Engine>>>,
+    /// For the next process, where something keeps secrets.
+    kept: Option<Kept>,
 }
 
 impl KeyState {
@@ -42,13 +45,35 @@ impl KeyState {
     pub(super) fn new(
         size: usize,
         engine: Arc<ArcSwapOption<SecretSome<Engine>>>,
+        kept: Option<Kept>,
     ) -> Result<Self, BadKey> {
         Ok(Self {
             told: SecretBytes::zeroed(size).map_err(no_memory)?,
             name: None,
             valid: false,
             engine,
+            kept,
         })
+    }
+
+    /// The key as the last process had it, which may be none. No request may be under way.
+    pub(super) fn restore(
+        &mut self,
+        left: Left,
+        spec: &CipherSpec,
+        sectors: SectorSize,
+    ) -> Result<(), BadKey> {
+        self.name = left.name;
+        let Some(key) = left.key else {
+            return Ok(());
+        };
+        self.expand(&key, spec, sectors)?;
+        thinmap_runtime::scrub_stack::<SCRUBBED_STACK_BYTES>();
+        if self.name.is_none() {
+            self.told.copy_from_slice(&key);
+        }
+        self.valid = true;
+        Ok(())
     }
 
     pub(super) fn is_valid(&self) -> bool {
@@ -83,18 +108,33 @@ impl KeyState {
             // COMPAT: a kernel's key that is not there leaves the old one in place.
             let mut key = SecretBytes::zeroed(self.told.len()).map_err(no_memory)?;
             let name = word.fill(&mut key)?;
-            self.valid = false;
+            self.invalidate();
             self.expand(&key, spec, sectors)?;
             self.told.wipe();
             self.name = name;
+            self.keep(&key);
         } else {
-            self.valid = false;
+            self.invalidate();
             self.name = None;
             word.fill(&mut self.told)?;
             self.expand(&self.told, spec, sectors)?;
+            self.keep(&self.told);
         }
         self.valid = true;
         Ok(())
+    }
+
+    fn invalidate(&mut self) {
+        self.valid = false;
+        if let Some(kept) = &self.kept {
+            kept.wipe();
+        }
+    }
+
+    fn keep(&self, key: &[u8]) {
+        if let Some(kept) = &self.kept {
+            kept.put(key, self.name.as_deref());
+        }
     }
 
     fn expand(&self, key: &[u8], spec: &CipherSpec, sectors: SectorSize) -> Result<(), BadKey> {
@@ -109,7 +149,7 @@ impl KeyState {
 
     /// Forgets the key. No request may be under way.
     pub(super) fn wipe(&mut self) {
-        self.valid = false;
+        self.invalidate();
         self.name = None;
         self.told.wipe();
         self.engine.store(None);
@@ -119,6 +159,12 @@ impl KeyState {
     pub(super) fn told_len(&self) -> usize {
         let name = self.name.as_ref().map_or(0, String::len);
         2 * self.told.len() + name + NUMBER_BYTES
+    }
+
+    /// Appends what leads the next process to the key.
+    pub(super) fn tell_kept(&self, out: &mut String) {
+        let id = self.kept.as_ref().map_or("none", Kept::id);
+        out.push_str(&format!(":{}:{KEPT}{id}", self.told.len()));
     }
 
     /// Appends the key as a table line has it.

@@ -12,6 +12,7 @@ mod cipher;
 mod data;
 mod engine;
 mod features;
+mod kept;
 mod key;
 mod key_state;
 #[cfg(test)]
@@ -25,15 +26,19 @@ use arc_swap::ArcSwapOption;
 use parking_lot::Mutex;
 use thinmap_block::{Io, QueueLimits};
 use thinmap_dm::{
-    ConstructCx, DeviceRole, DeviceUse, MapOutcome, MessageError, ResumeError, StatusFlags,
-    StatusKind, TableError, Target, TargetArgs, TargetFeatures, TargetInfo, TargetType,
+    ConstructCx, DeviceRole, DeviceUse, KeptMemory, MapOutcome, MessageError, ResumeError,
+    StatusFlags, StatusKind, TableError, Target, TargetArgs, TargetFeatures, TargetInfo,
+    TargetType,
 };
+use thinmap_runtime::SecretSome;
 use thinmap_units::Sector;
 
 pub(crate) use self::aes::{Aes, BLOCK_BYTES};
 use self::cipher::CipherSpec;
 use self::data::{Buffers, Data};
+use self::engine::{Engine, SectorSize};
 use self::features::Features;
+use self::kept::Kept;
 use self::key::KeyWord;
 use self::key_state::{BadKey, KeyState};
 use crate::args::{measured, open_device, parse_u64};
@@ -64,15 +69,12 @@ impl TargetType for CryptType {
         let features = Features::parse(features, args.len)?;
         let spec = CipherSpec::parse(cipher)?;
         let engine = Arc::new(ArcSwapOption::empty());
-        let key = KeyState::new(word.size, engine.clone())
-            .and_then(|mut key| {
-                key.set(&word, &spec, features.sectors)?;
-                Ok(key)
-            })
-            .map_err(|bad| {
+        let key =
+            key_state(&word, engine.clone(), (&spec, features.sectors), cx).map_err(|bad| {
                 let reason = format!("Error decoding and setting key: {}", bad.reason);
                 TableError::new(NAME, reason, bad.errno)
             })?;
+        let was_wiped = !key.is_valid();
         let iv_offset = parse_u64(iv_offset)
             .filter(|offset| offset.is_multiple_of(features.sectors.sectors()))
             .ok_or_else(|| wrong(format!("Invalid iv_offset sector '{iv_offset}'")))?;
@@ -95,9 +97,38 @@ impl TargetType for CryptType {
             spec,
             key: Mutex::new(key),
             suspended: AtomicBool::new(false),
+            was_wiped: AtomicBool::new(was_wiped),
             data: Arc::new(data),
         }))
     }
+}
+
+/// The key that the word tells, or that the last process had.
+fn key_state(
+    word: &KeyWord<'_>,
+    engine: Arc<ArcSwapOption<SecretSome<Engine>>>,
+    (spec, sectors): (&CipherSpec, SectorSize),
+    cx: &ConstructCx<'_>,
+) -> Result<KeyState, BadKey> {
+    let keeper = cx.env.shared.of::<KeptMemory>().keeper();
+    if let (Some(id), Some(keeper)) = (word.kept(), keeper.clone()) {
+        let left = Kept::take(keeper, id, word.size).ok().flatten();
+        let (kept, left) =
+            left.ok_or_else(|| BadKey::invalid("the key went with the last daemon"))?;
+        let mut key = KeyState::new(word.size, engine, Some(kept))?;
+        key.restore(left, spec, sectors)?;
+        return Ok(key);
+    }
+    let kept = keeper.and_then(|keeper| {
+        let kept = Kept::new(keeper, word.size);
+        kept.inspect_err(|error| {
+            tracing::warn!(%error, "crypt: the key cannot be kept for a next daemon: if this one dies, the table must be loaded again");
+        })
+        .ok()
+    });
+    let mut key = KeyState::new(word.size, engine, kept)?;
+    key.set(word, spec, sectors)?;
+    Ok(key)
 }
 
 struct Crypt {
@@ -105,6 +136,8 @@ struct Crypt {
     spec: CipherSpec,
     key: Mutex<KeyState>,
     suspended: AtomicBool,
+    /// The last process's key was wiped, when this line took over: it must become live to be suspended as it was.
+    was_wiped: AtomicBool,
     data: Arc<Data>,
 }
 
@@ -126,7 +159,7 @@ impl Crypt {
             })
     }
 
-    fn table(&self, out: &mut String) {
+    fn table(&self, for_successor: bool, out: &mut String) {
         let Data {
             device,
             start,
@@ -140,7 +173,10 @@ impl Crypt {
         out.reserve(self.spec.text.len() + 1 + key.told_len() + rest.len());
         out.push_str(&self.spec.text);
         out.push(' ');
-        key.tell(out);
+        match for_successor {
+            true => key.tell_kept(out),
+            false => key.tell(out),
+        }
         out.push_str(&rest);
     }
 
@@ -188,10 +224,10 @@ impl Target for Crypt {
         }
     }
 
-    fn status(&self, kind: StatusKind, _: StatusFlags, out: &mut String) {
+    fn status(&self, kind: StatusKind, flags: StatusFlags, out: &mut String) {
         match kind {
             StatusKind::Info => {}
-            StatusKind::Table => self.table(out),
+            StatusKind::Table => self.table(flags.for_successor, out),
             StatusKind::Measurement => self.measurement(out),
         }
     }
@@ -228,7 +264,7 @@ impl Target for Crypt {
     }
 
     fn preresume(&self) -> Result<(), ResumeError> {
-        if self.key.lock().is_valid() {
+        if self.key.lock().is_valid() || self.was_wiped.swap(false, Ordering::AcqRel) {
             return Ok(());
         }
         let reason = "aborting resume - crypt key is not set.";
