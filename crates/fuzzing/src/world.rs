@@ -14,34 +14,47 @@ use thinmap_runtime::{Spawner, ThreadSpawner};
 use thinmap_units::{DevNo, DmName, Sector};
 
 /// A device in memory. A request beyond its end is a finding: whoever sends it has not checked what it was told.
-pub struct Fenced(MemoryDevice);
+pub struct Fenced {
+    memory: MemoryDevice,
+    refuses: bool,
+}
 
 impl Fenced {
     /// A zeroed device.
     pub fn new(size: Sector) -> Arc<Self> {
-        Arc::new(Self(MemoryDevice::new(size)))
+        Self::with(size, false)
+    }
+
+    /// One that refuses such a request, as devices do, for tables of which a kernel does not check the length either.
+    pub fn refusing(size: Sector) -> Arc<Self> {
+        Self::with(size, true)
+    }
+
+    fn with(size: Sector, refuses: bool) -> Arc<Self> {
+        let memory = MemoryDevice::new(size);
+        Arc::new(Self { memory, refuses })
     }
 }
 
 impl BlockDevice for Fenced {
     fn limits(&self) -> QueueLimits {
-        self.0.limits()
+        self.memory.limits()
     }
 
     fn size(&self) -> Sector {
-        self.0.size()
+        self.memory.size()
     }
 
     fn submit(&self, io: Io) {
         assert!(
-            !out_of_range(&io, self.size()),
+            self.refuses || !out_of_range(&io, self.size()),
             "{:?} of {} sectors at {}: beyond the device's {} sectors",
             io.op,
             io.sectors,
             io.sector,
             self.size()
         );
-        self.0.submit(io);
+        self.memory.submit(io);
     }
 }
 

@@ -22,9 +22,18 @@ const LINES_MAX: usize = 32;
 
 fn run(bytes: &[u8]) {
     let text = String::from_utf8_lossy(bytes);
+    // COMPAT: era's line may be longer than its origin, and requests beyond that fail there.
+    let is_checked = !text.contains(" era ");
     let world = World::new();
     for (name, sectors) in [("a", 4096), ("b", 65_536), ("c", 4096), ("d", 8)] {
-        world.add(name, Fenced::new(Sector(sectors)));
+        let size = Sector(sectors);
+        world.add(
+            name,
+            match is_checked {
+                true => Fenced::new(size),
+                false => Fenced::refusing(size),
+            },
+        );
     }
     let env = world.environment();
     let mut devices = Vec::new();
