@@ -3,6 +3,8 @@
 //! An input that fails is named, and kept by libFuzzer's name for it under `fuzz/regressions` once it is found.
 
 use std::path::{Path, PathBuf};
+use std::sync::Once;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 
 use thinmap_fuzzing::{ALL, corpus};
 
@@ -10,7 +12,22 @@ fn fuzz_dir() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz")
 }
 
+/// Panics so far, of any thread: those of workers do not reach whoever waits for them.
+static PANICS: AtomicUsize = AtomicUsize::new(0);
+
+fn count_panics() {
+    static HOOK: Once = Once::new();
+    HOOK.call_once(|| {
+        let before = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |info| {
+            PANICS.fetch_add(1, SeqCst);
+            before(info);
+        }));
+    });
+}
+
 fn replay(name: &str) {
+    count_panics();
     let target = thinmap_fuzzing::by_name(name);
     let packed = fuzz_dir().join(format!("corpus/{name}.pack"));
     let kept = corpus::read(&packed).expect("a corpus");
@@ -19,7 +36,12 @@ fn replay(name: &str) {
         .expect("readable inputs");
     for input in (target.seeds)().iter().chain(&kept).chain(&regressions) {
         let done = std::panic::catch_unwind(|| (target.run)(input));
-        assert!(done.is_ok(), "{name}: fails on {}", hex(input));
+        let panics = PANICS.load(SeqCst);
+        assert!(
+            done.is_ok() && panics == 0,
+            "{name}: fails on {} (a worker's panic may be an earlier input's)",
+            hex(input)
+        );
     }
 }
 

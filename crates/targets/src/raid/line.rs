@@ -171,6 +171,7 @@ impl RaidLine {
             array_len: self.len,
             read_only: self.read_only,
             event: &self.event,
+            clock: &self.env.clock,
         }
     }
 

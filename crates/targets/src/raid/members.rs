@@ -6,12 +6,14 @@
 //! ([`Members::answer`]). Otherwise a crash could bring the member back as if it had the write.
 
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use thinmap_block::Io;
 use thinmap_dm::DeviceUse;
+use thinmap_runtime::Clock;
 use thinmap_units::{BlkStatus, Sector};
 
 /// "To the end": what is so everywhere.
@@ -67,8 +69,7 @@ pub(super) struct Member {
     incomplete: AtomicBool,
     /// Sectors before its data.
     data_offset: AtomicU64,
-    /// Read errors that were cured by writing.
-    corrected: AtomicU32,
+    corrected: Mutex<CorrectedReads>,
 }
 
 impl Member {
@@ -87,7 +88,7 @@ impl Member {
             recovered: AtomicU64::new(MAX_SECTOR.raw()),
             incomplete: AtomicBool::new(false),
             data_offset: AtomicU64::new(0),
-            corrected: AtomicU32::new(0),
+            corrected: Mutex::default(),
         }
     }
 
@@ -161,6 +162,7 @@ pub(super) struct Members {
     failures: AtomicU64,
     noted: AtomicU64,
     waiting: Mutex<Vec<(u64, Io, BlkStatus)>>,
+    clock: Arc<dyn Clock>,
     /// One failure at a time: of two members that fail at once one may have to stay.
     failing: Mutex<()>,
     keeper: OnceLock<Arc<dyn Keeper>>,
@@ -168,7 +170,12 @@ pub(super) struct Members {
 
 impl Members {
     /// The members of one array.
-    pub fn new(list: Vec<Member>, rule: FailRule, enough: Enough) -> Arc<Self> {
+    pub fn new(
+        list: Vec<Member>,
+        rule: FailRule,
+        enough: Enough,
+        clock: Arc<dyn Clock>,
+    ) -> Arc<Self> {
         Arc::new(Self {
             list,
             rule,
@@ -177,6 +184,7 @@ impl Members {
             failures: AtomicU64::new(0),
             noted: AtomicU64::new(0),
             waiting: Mutex::default(),
+            clock,
             failing: Mutex::default(),
             keeper: OnceLock::new(),
         })
@@ -309,7 +317,8 @@ impl Members {
 
     /// A read error of a member was cured by writing what should be there. So many of them and the member fails, as in the kernel.
     pub fn corrected_read(&self, index: usize) {
-        if self.list[index].corrected.fetch_add(1, SeqCst) >= CORRECTED_READS_MAX {
+        let too_many = self.list[index].corrected.lock().add(self.clock.now());
+        if too_many {
             self.fail(index);
         }
     }
@@ -375,5 +384,46 @@ impl MemberState {
     }
 }
 
+/// Read errors of a member that were cured by writing. COMPAT: with each hour without one, half of them are forgotten.
+#[derive(Default)]
+struct CorrectedReads {
+    count: u32,
+    last: Duration,
+}
+
+impl CorrectedReads {
+    /// One more, and whether those are too many.
+    fn add(&mut self, now: Duration) -> bool {
+        let hours = now.saturating_sub(self.last).as_secs() / 3600;
+        let hours = u32::try_from(hours).unwrap_or(u32::MAX);
+        self.count = self.count.checked_shr(hours).unwrap_or(0) + 1;
+        self.last = now;
+        self.count > CORRECTED_READS_MAX
+    }
+}
+
 /// The kernel's max_corr_read_errors.
 const CORRECTED_READS_MAX: u32 = 20;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cured_reads_are_forgotten_by_the_hour() {
+        let mut reads = CorrectedReads::default();
+        let hour = Duration::from_secs(3600);
+        for _ in 0..CORRECTED_READS_MAX {
+            assert!(!reads.add(hour));
+        }
+        // Half of them, and one more.
+        assert!(!reads.add(2 * hour));
+        assert_eq!(reads.count, CORRECTED_READS_MAX / 2 + 1);
+        assert!(!reads.add(1000 * hour));
+        assert_eq!(reads.count, 1);
+        for _ in 1..CORRECTED_READS_MAX {
+            assert!(!reads.add(1000 * hour));
+        }
+        assert!(reads.add(1000 * hour));
+    }
+}

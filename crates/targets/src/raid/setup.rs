@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use thinmap_dm::{DeviceUse, TableError, TableEvent};
-use thinmap_runtime::Spawner;
+use thinmap_runtime::{Clock, Spawner};
 use thinmap_units::Sector;
 
 use super::args::{Args, NAME, REGIONS_MAX};
@@ -28,6 +28,7 @@ pub(super) struct Setup<'a> {
     pub array_len: Sector,
     pub read_only: bool,
     pub event: &'a Arc<TableEvent>,
+    pub clock: &'a Arc<dyn Clock>,
 }
 
 /// The bitmap as it was found.
@@ -172,7 +173,7 @@ impl Setup<'_> {
             4..=6 => FailRule::Always,
             _ => FailRule::WhileEnough,
         };
-        Members::new(list, rule, self.enough())
+        Members::new(list, rule, self.enough(), self.clock.clone())
     }
 
     fn enough(&self) -> Enough {

@@ -14,7 +14,7 @@ use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use thinmap_block::{BlockDevice, Io, Op, QueueLimits, read, write};
 use thinmap_dm::{DeviceId, DeviceName, DeviceUse};
-use thinmap_runtime::IoBuf;
+use thinmap_runtime::{IoBuf, RealClock};
 use thinmap_units::{BlkStatus, DevNo, Sector};
 
 use super::super::level::{Level, Shape, SyncKind};
@@ -164,7 +164,12 @@ impl Lab {
             member
         };
         let list = disks.iter().map(member).collect();
-        let members = Members::new(list, FailRule::Always, Box::new(|_| true));
+        let members = Members::new(
+            list,
+            FailRule::Always,
+            Box::new(|_| true),
+            Arc::new(RealClock::new()),
+        );
         let shape = Shape {
             level: kind.level,
             layout: kind.layout,
