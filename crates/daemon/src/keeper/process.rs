@@ -5,7 +5,7 @@
 //! INVARIANT: the next daemon is started only when the last one is gone with all its threads, so no two ever serve the same devices;
 //! and only when all that the last one said has been heard.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs::File;
 use std::io;
@@ -24,6 +24,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use thinmap_exports::{block_node, freeze};
 
+use super::freezes::{AskedBy, Freezes, Step};
 use super::message::{self, Beginning, Number, ToDaemon, ToKeeper, UPGRADE_EXIT};
 use crate::config::ContinuitySection;
 
@@ -60,8 +61,7 @@ pub fn run(config: KeeperConfig) -> io::Result<i32> {
         upgrade: None,
         held: BTreeMap::new(),
         fuse: Arc::default(),
-        frozen: HashMap::new(),
-        busy: HashMap::new(),
+        freezes: Freezes::default(),
         generation: 0,
         deaths: Vec::new(),
         never_ready: 0,
@@ -79,17 +79,8 @@ enum Event {
     Ended(ExitStatus),
     /// A freeze was tried for this generation.
     Frozen(u32, Number, Result<Option<OwnedFd>, i32>),
-    /// Whether its daemon has asked for it.
-    Thawed(u32, Number, bool),
-}
-
-/// Freezes and thaws of one file system that are under way. The next freeze waits for them: beside a thaw it would find the file system
-/// frozen, or be undone.
-#[derive(Default)]
-struct Busy {
-    threads: u32,
-    /// With the generation that waits for it.
-    next: Option<(u32, OwnedFd)>,
+    /// With the generation that asked for it, if one did.
+    Thawed(AskedBy, Number),
 }
 
 struct Keeper {
@@ -103,9 +94,7 @@ struct Keeper {
     held: BTreeMap<String, OwnedFd>,
     /// One of them, for who waits for a daemon's end.
     fuse: Arc<OnceLock<OwnedFd>>,
-    /// File systems frozen in the daemon's name.
-    frozen: HashMap<Number, Arc<OwnedFd>>,
-    busy: HashMap<Number, Busy>,
+    freezes: Freezes<OwnedFd>,
     generation: u32,
     deaths: Vec<Instant>,
     /// Daemons in a row that died before they served.
@@ -195,7 +184,7 @@ impl Keeper {
         block_node::abort(&self.config.run_dir);
         self.held.clear();
         self.fuse = Arc::default();
-        for (_, fd) in self.frozen.drain() {
+        for fd in self.freezes.take_all() {
             let _ = freeze::thaw_mounted(&fd);
         }
         1
@@ -297,32 +286,14 @@ impl Keeper {
             Event::Said(generation, said, fd) if generation == self.generation => {
                 self.heard(life, said, fd);
             }
-            Event::Frozen(generation, number, result) => {
-                let current = generation == self.generation;
-                let errno = match result {
-                    Ok(Some(fd)) if current => {
-                        self.frozen.insert(number, Arc::new(fd));
-                        0
-                    }
-                    // Who wanted it is gone.
-                    Ok(Some(fd)) => {
-                        self.thaw(number, Arc::new(fd), false);
-                        0
-                    }
-                    Ok(None) => 0,
-                    Err(errno) => errno,
-                };
-                if current {
-                    life.tell(&ToDaemon::Frozen(number, errno), None);
-                }
-                self.ended(number);
+            Event::Frozen(asked_by, number, result) => {
+                let generations = (asked_by, self.generation);
+                let steps = self.freezes.froze(generations, number, result);
+                self.take(life, steps);
             }
-            Event::Thawed(generation, number, is_asked_for) => {
-                // A daemon that waits for a freeze would take it for the answer.
-                if is_asked_for && generation == self.generation {
-                    life.tell(&ToDaemon::Thawed(number), None);
-                }
-                self.ended(number);
+            Event::Thawed(asked_by, number) => {
+                let steps = self.freezes.thawed((asked_by, self.generation), number);
+                self.take(life, steps);
             }
             Event::Said(..) | Event::Ended(_) => {}
         }
@@ -342,11 +313,8 @@ impl Keeper {
             (ToKeeper::Ready(frozen), _) => {
                 life.ready = true;
                 self.previous = None;
-                let gone = self.frozen.extract_if(|number, _| !frozen.contains(number));
-                let gone: Vec<_> = gone.collect();
-                for (number, fd) in gone {
-                    self.thaw(number, fd, false);
-                }
+                let left = self.freezes.keep_only(&frozen);
+                self.take(life, left);
                 if self.ending {
                     signal(life.pid, Signal::TERM);
                 }
@@ -356,22 +324,31 @@ impl Keeper {
                 let file = File::from(fd);
                 self.upgrade = Some(Binary { path, file });
             }
-            (ToKeeper::Freeze(number), Some(fd)) => match self.busy.get_mut(&number) {
-                Some(busy) => busy.next = Some((self.generation, fd)),
-                None => self.freeze(number, fd),
-            },
-            (ToKeeper::Thaw(number), _) => match self.frozen.remove(&number) {
-                Some(fd) => self.thaw(number, fd, true),
-                None => life.tell(&ToDaemon::Thawed(number), None),
-            },
+            (ToKeeper::Freeze(number), Some(fd)) => {
+                let step = self.freezes.freeze(self.generation, number, fd);
+                self.take(life, step);
+            }
+            (ToKeeper::Thaw(number), _) => {
+                let step = self.freezes.thaw(self.generation, number);
+                self.take(life, [step]);
+            }
             (said, None) => tracing::error!(?said, "a message without its descriptor"),
         }
     }
 
+    fn take(&self, life: &Life, steps: impl IntoIterator<Item = Step<OwnedFd>>) {
+        for step in steps {
+            match step {
+                Step::Freeze(generation, number, fd) => self.freeze(generation, number, fd),
+                Step::Thaw(number, fd, asked_by) => self.thaw(number, fd, asked_by),
+                Step::Tell(message) => life.tell(&message, None),
+            }
+        }
+    }
+
     /// In a thread: it ends when the file system has written back, for which the daemon, or the next one, must serve.
-    fn freeze(&mut self, number: Number, fd: OwnedFd) {
-        self.busy.entry(number).or_default().threads += 1;
-        let (generation, sender) = (self.generation, self.sender.clone());
+    fn freeze(&self, generation: u32, number: Number, fd: OwnedFd) {
+        let sender = self.sender.clone();
         std::thread::spawn(move || {
             let result = match freeze::freeze_mounted(&fd) {
                 Ok(()) => Ok(Some(fd)),
@@ -386,9 +363,8 @@ impl Keeper {
         });
     }
 
-    fn thaw(&mut self, number: Number, fd: Arc<OwnedFd>, is_asked_for: bool) {
-        self.busy.entry(number).or_default().threads += 1;
-        let (generation, sender) = (self.generation, self.sender.clone());
+    fn thaw(&self, number: Number, fd: OwnedFd, asked_by: AskedBy) {
+        let sender = self.sender.clone();
         std::thread::spawn(move || {
             // EINVAL: an administrator thawed it.
             if let Err(errno) = freeze::thaw_mounted(&fd)
@@ -396,23 +372,8 @@ impl Keeper {
             {
                 tracing::error!(device = ?number, errno, "a frozen file system cannot be thawed");
             }
-            let _ = sender.send(Event::Thawed(generation, number, is_asked_for));
+            let _ = sender.send(Event::Thawed(asked_by, number));
         });
-    }
-
-    /// A freeze or thaw has ended.
-    fn ended(&mut self, number: Number) {
-        let Some(busy) = self.busy.get_mut(&number) else {
-            return;
-        };
-        busy.threads -= 1;
-        if busy.threads > 0 {
-            return;
-        }
-        let next = self.busy.remove(&number).and_then(|busy| busy.next);
-        if let Some((_, fd)) = next.filter(|(generation, _)| *generation == self.generation) {
-            self.freeze(number, fd);
-        }
     }
 }
 
