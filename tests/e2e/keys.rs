@@ -115,6 +115,12 @@ fn an_encrypted_file_system_survives_deaths_of_the_daemon() {
          head -c 64 /dev/urandom | od -An -tx1 | tr -d ' \\n' >key
          dmsetup create c --table \"0 163840 crypt aes-xts-plain64 $(cat key) 0 $PWD/a.img 0\"
          mkfs.ext4 -q $M/c; mount $M/c mnt");
+    if world.daemon_log().contains("the key cannot be kept") {
+        println!("SKIP deaths under a cipher: this kernel has no secret memory");
+        world.sh("umount mnt; dmsetup remove c");
+        world.end();
+        return;
+    }
     for round in 0..3 {
         world.sh(&format!(
             "head -c 4M /dev/urandom > f{round}; cp f{round} mnt/; sync -d mnt/f{round}
