@@ -190,6 +190,8 @@ fn go_about(
 
 fn end_in_good_order(bench: &Arc<Bench>, desk: &mut Desk, check: bool) {
     bench.stop_clients();
+    // What would have been cut off may be suspended, and its requests wait.
+    desk.resume_all();
     bench.drain();
     bench.quiet();
     if check && !bench.failed() {
