@@ -10,6 +10,8 @@
 # TARGET may be several, in quotes.
 set -uo pipefail
 cd "$(dirname "$0")/.."
+# A worker that ends together with the process looks like a leak.
+export ASAN_OPTIONS="detect_leaks=0${ASAN_OPTIONS:+:$ASAN_OPTIONS}"
 wanted="${1:-all}" seconds="${2:-300}" pack="${FUZZ_PACK:-1}" until="${FUZZ_UNTIL:-}"
 triple=$(rustc +nightly -vV | sed -n 's/^host: //p')
 bin="fuzz/target/$triple/release"

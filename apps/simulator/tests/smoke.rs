@@ -81,6 +81,8 @@ fn seeds_of_targets_by_themselves_that_once_failed_pass() {
     for (kind, seed) in [
         (Kind::Clone, 114),
         (Kind::Merge, 2),
+        (Kind::Merge, 11_752),
+        (Kind::Raid5, 10_642),
         (Kind::Snapshot, 1180),
         (Kind::Snapshot, 1343),
     ] {

@@ -186,3 +186,47 @@ fn a_merge_that_fails_says_so_and_the_device_goes_on() {
         }
     }
 }
+
+/// A write that fails may have been done: what is written to the device after a failed merge is there when its store is read anew,
+/// or was refused.
+#[test]
+fn what_is_written_after_a_failed_merge_is_not_lost() {
+    let mut refused = 0;
+    for (for_good, does) in [(false, false), (false, true), (true, false), (true, true)] {
+        for n in 0.. {
+            let what = format!("request {n}, for good {for_good}, done {does}");
+            let (lab, cow) = lab(false, -1, for_good);
+            let origin = lab.live("o", &format!("0 {SIZE} snapshot-origin base"));
+            let s = lab.live("s", &format!("0 {SIZE} snapshot base cow P 8"));
+            let (_, mut versions) = work(&origin, &s);
+            s.destroy();
+            load(&origin, &format!("0 {SIZE} snapshot-merge base cow P 8")).unwrap();
+            origin.suspend(SuspendFlags::default()).unwrap();
+            cow.does_what_fails(does);
+            cow.fail_in(n);
+            resume(&origin).unwrap();
+            let ended = || info(&origin) == "Merge failed" || info(&origin).starts_with("16/");
+            thin_support::until(&what, ended);
+            let failed = cow.has_failed();
+            cow.fail_in(-1);
+            cow.does_what_fails(false);
+            for (cell, version) in versions.iter_mut().enumerate() {
+                let new = 200 + cell as u32;
+                match write_cell(&*origin, cell as u64, new).is_ok() {
+                    true => *version = Some(new),
+                    false => refused += 1,
+                }
+            }
+            check(&origin, &versions, &what);
+            origin.destroy();
+            let again = lab.live("again", &format!("0 {SIZE} snapshot-merge base cow P 8"));
+            wait_merged(&again);
+            check(&again, &versions, &what);
+            again.destroy();
+            if !failed {
+                break;
+            }
+        }
+    }
+    assert!(refused > 0, "no slot was ever in doubt");
+}

@@ -162,6 +162,10 @@ impl SnapshotLine {
                     drop(state);
                     return self.queue(snapshot, io, chunk);
                 }
+                if io.op != Op::Read && state.doubtful.as_ref().is_some_and(|d| d.contains(&chunk))
+                {
+                    return MapOutcome::Kill(io, BlkStatus::IoErr);
+                }
                 if io.op != Op::Read {
                     let ticket = snapshot.merge_writes.enter();
                     io.push_end_io(

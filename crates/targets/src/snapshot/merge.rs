@@ -6,7 +6,7 @@ use thinmap_units::{BlkStatus, Sector};
 use super::origin::go_on;
 use super::snapshot::Snapshot;
 use super::state::{Validity, Waiting};
-use super::store::{Consecutive, Store, flush};
+use super::store::{Consecutive, NotForgotten, Store, flush};
 use super::worker::{Drain, Event, Worker};
 
 /// Sectors copied in one step, if a chunk is not larger: writes to them wait for it.
@@ -146,7 +146,10 @@ impl Worker<'_> {
         let Some(store) = &mut self.state.store else {
             return;
         };
-        if store.forget_last(&*devices.cow, chunks.count).is_err() {
+        if let Err(outcome) = store.forget_last(&*devices.cow, chunks.count) {
+            if outcome == NotForgotten::Unknown {
+                self.snapshot.state.write().doubtful = Some(chunks.range());
+            }
             return self.merge_failed("the exception store cannot be written");
         }
         let queued = forget(self.snapshot, store, chunks);

@@ -40,6 +40,9 @@ pub(super) struct State {
     pub merging: Option<Range<u64>>,
     /// Those writes.
     pub queued: Vec<Io>,
+    /// Merged chunks of which the store may have the exceptions or not: written to neither device, or the next reader of the store
+    /// could find the other.
+    pub doubtful: Option<Range<u64>>,
 }
 
 /// A chunk that is being copied, and those who wait for that.
@@ -74,6 +77,7 @@ impl State {
             stranded: Vec::new(),
             merging: None,
             queued: Vec::new(),
+            doubtful: None,
         }
     }
 

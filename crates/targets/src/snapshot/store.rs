@@ -82,6 +82,15 @@ pub(super) struct Consecutive {
     pub count: usize,
 }
 
+/// Merged exceptions that could not be taken off the list.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum NotForgotten {
+    /// They are on it, durably.
+    InForce,
+    /// Who reads the store next may find them, or not.
+    Unknown,
+}
+
 impl Consecutive {
     /// The chunks in the origin. A damaged store may name the last number there is, which no origin has.
     pub fn range(&self) -> Range<u64> {
@@ -293,14 +302,23 @@ impl Store {
     }
 
     /// Takes the last `count` exceptions off the list, durably: they were merged, and the origin flushed.
-    pub fn forget_last(&mut self, cow: &dyn BlockDevice, count: usize) -> Result<(), BlkStatus> {
+    pub fn forget_last(&mut self, cow: &dyn BlockDevice, count: usize) -> Result<(), NotForgotten> {
         let begin = (self.used - count) * SLOT_BYTES;
         let end = self.used * SLOT_BYTES;
+        flush(cow).map_err(|_| NotForgotten::InForce)?;
+        let slots = self.area[begin..end].to_vec();
         self.area[begin..end].fill(0);
-        flush(cow)?;
-        self.write_area(cow, begin, end)?;
-        self.used -= count;
-        Ok(())
+        if self.write_area(cow, begin, end).is_ok() {
+            self.used -= count;
+            return Ok(());
+        }
+        // CRASH: a write that failed may have been done all the same. Until the slots are there again for certain, what goes to the
+        // chunks of the COW device could be lost with them.
+        self.area[begin..end].copy_from_slice(&slots);
+        match self.write_area(cow, begin, end) {
+            Ok(()) => Err(NotForgotten::InForce),
+            Err(_) => Err(NotForgotten::Unknown),
+        }
     }
 
     /// Where new chunks would go had all exceptions been made in order: what the status shows while merging.

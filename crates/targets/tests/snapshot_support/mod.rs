@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 
 use thinmap_block::backing::MemoryDevice;
-use thinmap_block::{BlockDevice, Io, QueueLimits};
+use thinmap_block::{BlockDevice, EndIo, Io, QueueLimits};
 use thinmap_dm::{MappedDevice, StatusKind, SuspendFlags, WhichTable};
 use thinmap_runtime::IoBuf;
 use thinmap_units::{BlkStatus, Sector};
@@ -120,6 +120,17 @@ pub struct Failing {
     /// All of them, not only that one.
     for_good: bool,
     failed: AtomicBool,
+    /// What fails is done all the same.
+    does: AtomicBool,
+}
+
+/// Makes a failure of what was done.
+struct DoneInVain;
+
+impl EndIo for DoneInVain {
+    fn end_io(self: Arc<Self>, io: Io, _: u64, _: BlkStatus) {
+        io.complete(BlkStatus::IoErr);
+    }
 }
 
 impl Failing {
@@ -129,7 +140,13 @@ impl Failing {
             left: AtomicI64::new(left),
             for_good,
             failed: AtomicBool::new(false),
+            does: AtomicBool::new(false),
         })
+    }
+
+    /// Requests that fail have been done from now on, or not.
+    pub fn does_what_fails(&self, does: bool) {
+        self.does.store(does, Ordering::SeqCst);
     }
 
     /// Lets that many more requests through.
@@ -162,10 +179,13 @@ impl BlockDevice for Failing {
         self.below.size()
     }
 
-    fn submit(&self, io: Io) {
+    fn submit(&self, mut io: Io) {
         if self.fails() {
             self.failed.store(true, Ordering::SeqCst);
-            return io.complete(BlkStatus::IoErr);
+            if !self.does.load(Ordering::SeqCst) {
+                return io.complete(BlkStatus::IoErr);
+            }
+            io.push_end_io(Arc::new(DoneInVain), 0);
         }
         self.below.submit(io);
     }
