@@ -10,7 +10,8 @@ use std::process::Command;
 use std::sync::Arc;
 
 use thinmap_persistent_data::{
-    BlockCache, BlockKind, DiskSpaceMap, MetadataDevice, TransactionManager, seal,
+    BlockBytes, BlockCache, BlockKind, DiskSpaceMap, MetadataDevice, TransactionManager,
+    index_entry, seal,
 };
 use thinmap_thin_metadata::Superblock;
 use thinmap_thin_tools::check::{Depth, Report, check, clear_needs_check, fix_leaks};
@@ -206,5 +207,39 @@ fn a_superblock_that_lies_is_found() {
         image.write_run(0, &block.0).unwrap();
         drop(image);
         assert!(check_all(&path).fatal > 0, "{what}");
+    }
+}
+
+/// Counts of a block that does not exist (thin_check finds those of data blocks), and one above two that the tree does not tell.
+#[test]
+fn counts_that_stand_for_nothing_are_found() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("pool");
+    for (beyond, wanted) in [
+        (true, "beyond the end of the device"),
+        (false, "has one above two"),
+    ] {
+        pools::random(&path, 4).unwrap();
+        let image = Image::open(&path, Access::Write).unwrap();
+        let map = Roots::read(&image, RootChoice::Live)
+            .unwrap()
+            .live
+            .metadata_space_map;
+        let mut block: BlockBytes = [0; 4096];
+        image.read_run(map.bitmap_root, &mut block).unwrap();
+        let bitmap = index_entry(&block, 0).block;
+        image.read_run(bitmap, &mut block).unwrap();
+        // Two bits for each block, after a header of 16 bytes. The last block of the pool is free.
+        let last = (map.nr_blocks - 1) as usize;
+        let at = if beyond { last + 5 } else { last };
+        block[16 + at / 4] |= 3 << (at % 4 * 2);
+        seal(BlockKind::Bitmap, bitmap, &mut block);
+        image.write_run(bitmap, &block).unwrap();
+        drop(image);
+        let report = check_all(&path);
+        assert_eq!(report.fatal, 1, "{:?}", report.findings);
+        let text = format!("{:?}", report.findings);
+        assert!(text.contains(wanted), "{text}");
+        assert!(beyond || !thin_check(&path), "{wanted}");
     }
 }

@@ -210,17 +210,39 @@ impl Check<'_> {
                 let small = small_count(bytes, at);
                 let found = found(block);
                 harvest.allocated += u64::from(small > 0);
-                let recorded = match small {
-                    3 => large.get(&block).copied().unwrap_or(0),
-                    small => small,
+                let recorded = match (small, large.get(&block)) {
+                    (3, None) => {
+                        harvest.untold.push(block);
+                        continue;
+                    }
+                    (3, Some(count)) => *count,
+                    (small, _) => small,
                 };
                 if recorded != found {
                     harvest.wrong.push((block, recorded, found));
                 }
             }
+            // They would be in use when the device grows.
+            let is_counted = |at: &u64| small_count(bytes, *at) > 0;
+            let beyond = (end..ENTRIES_PER_BITMAP).find(is_counted);
+            harvest.beyond.extend(beyond.map(|at| (block, first + at)));
         });
         for harvest in harvests {
             recorded.allocated += harvest.allocated;
+            for (bitmap, block) in harvest.beyond {
+                let name = space.name();
+                let what =
+                    format!("counts {name} block {block}, which is beyond the end of the device");
+                let finding = Finding::fatal(Area::SpaceMaps, what);
+                self.findings.add(finding.in_block(bitmap));
+            }
+            for block in harvest.untold {
+                let name = space.name();
+                let what =
+                    format!("has no count for {name} block {block}, which has one above two");
+                let finding = Finding::fatal(Area::SpaceMaps, what);
+                self.findings.add(finding);
+            }
             for (block, counted, found) in harvest.wrong {
                 self.wrong_count(space, block, counted, found);
             }
@@ -270,6 +292,10 @@ struct BitmapHarvest {
     allocated: u64,
     /// Block, recorded count, references found.
     wrong: Vec<(u64, u32, u32)>,
+    /// Blocks whose count should be in the tree, and is not.
+    untold: Vec<u64>,
+    /// Bitmaps that count what does not exist, and the first such block.
+    beyond: Vec<(u64, u64)>,
 }
 
 /// The counts above two that a walked tree has for blocks of `range`.
