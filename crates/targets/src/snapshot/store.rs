@@ -326,9 +326,11 @@ impl Store {
         self.area_chunk(self.current) + self.used as u64 + 1
     }
 
-    /// Marks the snapshot invalid, durably. There is no way back.
+    /// Marks the snapshot invalid, durably. There is no way back. Tried twice: after a failure it would come back as a valid one that
+    /// lacks what the origin has got since.
     pub fn invalidate(&self, cow: &dyn BlockDevice) -> Result<(), BlkStatus> {
         self.write_header(cow, false)
+            .or_else(|_| self.write_header(cow, false))
     }
 
     fn write_header(&self, cow: &dyn BlockDevice, valid: bool) -> Result<(), BlkStatus> {
