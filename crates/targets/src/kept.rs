@@ -80,4 +80,9 @@ impl Named {
     pub fn forget(&self) {
         self.keeper.forget(&self.name);
     }
+
+    /// The line ends before it was ever live: see [`MemoryKeeper::put_back`].
+    pub fn put_back(&self) {
+        self.keeper.put_back(&self.name);
+    }
 }

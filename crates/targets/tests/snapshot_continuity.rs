@@ -162,3 +162,32 @@ fn one_of_which_nothing_is_known_is_invalid() {
     next.origin.destroy();
     process.end();
 }
+
+/// Another line of its table stands on what is busy: the daemon tries again.
+#[test]
+fn a_table_that_cannot_be_loaded_at_first_finds_its_exceptions_later() {
+    let process = Process::new_one(10);
+    assert!(write_fill(&*process.origin, 0, CHUNK, 1).is_ok());
+    assert!(write_fill(&*process.snapshot, CHUNK, CHUNK, 2).is_ok());
+    let lab = Lab::new();
+    let kept = Arc::new(process.kept.at_death());
+    lab.env.shared.of::<KeptMemory>().set(kept.clone());
+    for (name, device) in ["o", "c"].into_iter().zip(&process.devices) {
+        lab.add(name, device.clone());
+    }
+    let snapshot = lab.device("snapshot");
+    let with_busy = format!("{SNAPSHOT}\n800 8 linear busy 0");
+    for _ in 0..2 {
+        let refused = load(&snapshot, &with_busy).unwrap_err().to_string();
+        assert!(refused.contains("busy: no such device"), "{refused}");
+    }
+    load(&snapshot, SNAPSHOT).unwrap();
+    resume(&snapshot).unwrap();
+    let (bytes, status) = read_bytes(&*snapshot, 0, 2 * CHUNK);
+    assert!(status.is_ok());
+    assert!(bytes[..4096].iter().all(|byte| *byte == 9));
+    assert!(bytes[4096..].iter().all(|byte| *byte == 2));
+    snapshot.destroy();
+    assert_eq!(kept.len(), 0);
+    process.end();
+}

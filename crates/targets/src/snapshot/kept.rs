@@ -95,6 +95,11 @@ impl Kept {
         self.0.word(INVALID_AT).store(1, SeqCst);
     }
 
+    /// The line that read them ends before it was live.
+    pub fn put_back(&self) {
+        self.0.put_back();
+    }
+
     /// The snapshot ends in good order.
     pub fn forget(&self) {
         self.0.forget();

@@ -177,6 +177,11 @@ pub(super) struct SnapshotLine {
 impl Drop for SnapshotLine {
     fn drop(&mut self) {
         self.shared.unregister(&self.member);
+        if !self.member.is_active()
+            && let Some(snapshot) = self.member.snapshot()
+        {
+            snapshot.put_back();
+        }
         // Nobody else sees the member any more: the worker ends here, on the thread that drops the table.
         drop(self.member.slot.swap(None));
     }
