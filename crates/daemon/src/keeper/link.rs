@@ -123,6 +123,19 @@ impl KeeperLink {
         Some(fd.and_then(SharedMemory::map))
     }
 
+    fn keep_memory(&self, name: &str, memory: SharedMemory) -> io::Result<SharedMemory> {
+        match self.keep(name, memory.fd()) {
+            // The keeper is gone, and no next daemon comes: this one goes on.
+            Err(error)
+                if [io::ErrorKind::BrokenPipe, io::ErrorKind::ConnectionReset]
+                    .contains(&error.kind()) =>
+            {
+                Ok(memory)
+            }
+            kept => kept.map(|()| memory),
+        }
+    }
+
     fn tell(&self, message: &ToKeeper, fd: Option<BorrowedFd<'_>>) {
         if let Err(error) = message::send(&self.socket, message, fd) {
             tracing::debug!(%error, ?message, "the keeper was not told");
@@ -177,18 +190,14 @@ impl MemoryKeeper for KeeperLink {
         if let Some(held) = self.open_held(name) {
             return held;
         }
-        let memory = SharedMemory::new(name, words)?;
-        self.keep(name, memory.fd())?;
-        Ok(memory)
+        self.keep_memory(name, SharedMemory::new(name, words)?)
     }
 
     fn open_secret(&self, name: &str, words: usize) -> io::Result<SharedMemory> {
         if let Some(held) = self.open_held(name) {
             return held;
         }
-        let memory = SharedMemory::secret(words)?;
-        self.keep(name, memory.fd())?;
-        Ok(memory)
+        self.keep_memory(name, SharedMemory::secret(words)?)
     }
 
     fn forget(&self, name: &str) {
