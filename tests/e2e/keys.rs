@@ -154,3 +154,21 @@ fn an_encrypted_file_system_survives_deaths_of_the_daemon() {
     assert_eq!(states, ["SUSPENDED", "SUSPENDED", "ACTIVE"], "{said}");
     world.end();
 }
+
+/// As when requests of the dead daemon's are still in flight on it: the next one tries again, and has the key all the same.
+#[test]
+fn a_key_outlives_a_backing_that_is_busy_at_first() {
+    if !can_make_block_devices("a_key_outlives_a_backing_that_is_busy_at_first") {
+        return;
+    }
+    let world = World::lasting();
+    world.sh("truncate -s 16M a.img
+         head -c 64 /dev/urandom | od -An -tx1 | tr -d ' \\n' >key
+         dmsetup create c --table \"0 32768 crypt aes-xts-plain64 $(cat key) 0 $PWD/a.img 0\"
+         head -c 1M /dev/urandom >part; dd if=part of=$M/c bs=1M oflag=direct status=none
+         (flock -x a.img sleep 1) >/dev/null 2>&1 &
+         sleep 0.3");
+    kill_and_wait(world.daemon_pid().expect("a daemon"));
+    world.sh("cmp -n 1048576 part $M/c; dmsetup remove c");
+    world.end();
+}

@@ -34,7 +34,9 @@ impl Daemon {
             {
                 tracing::error!(device = %device.md.name(), %error, "cannot come back: I/O on it fails");
             }
-            // After what it stands on; what stands on it needs it live, if anything.
+        }
+        // After all that is live: a line that will take a snapshot over would be taken for the snapshot's first one.
+        for (saved, device) in order.iter().map(|i| &devices[*i]) {
             if let Some(table) = &saved.inactive
                 && let Err(error) = patiently(|| device.md.load(&lines(table), table.read_only))
             {

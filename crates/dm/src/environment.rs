@@ -64,6 +64,12 @@ pub trait MemoryKeeper: Send + Sync {
 
     /// Lets go of it, for good.
     fn forget(&self, name: &str);
+
+    /// Who opened it has not used it, for a table that cannot be loaded. What the last process left stays for another try, until this
+    /// process serves; all else is forgotten.
+    fn put_back(&self, name: &str) {
+        self.forget(name);
+    }
 }
 
 /// One value per type, made at first use: lets targets share state that the core knows nothing of.

@@ -3,11 +3,19 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
-use thinmap_dm::MemoryKeeper;
+use thinmap_dm::{DeviceId, MemoryKeeper};
 use thinmap_runtime::SharedMemory;
 
 const MAGIC_AT: usize = 0;
 const FORM_AT: usize = 1;
+
+/// A name for what belongs to a device below, whichever mapped device has it.
+pub fn name_on(kind: &str, device: DeviceId) -> String {
+    match device {
+        DeviceId::Block(number) => format!("{kind}-{number}"),
+        DeviceId::File { dev, ino } => format!("{kind}-file-{dev}-{ino}"),
+    }
+}
 
 /// Memory under a name. Its first two words are taken: for whose it is, and what the rest means.
 pub struct Named {
@@ -79,5 +87,10 @@ impl Named {
     /// Nothing is left for a next process.
     pub fn forget(&self) {
         self.keeper.forget(&self.name);
+    }
+
+    /// The line ends before it was ever live: see [`MemoryKeeper::put_back`].
+    pub fn put_back(&self) {
+        self.keeper.put_back(&self.name);
     }
 }

@@ -19,7 +19,7 @@ use thinmap_dm::{KeptMemory, MappedDevice, SuspendFlags};
 use thinmap_runtime::{IoBuf, Spawner};
 use thinmap_units::Sector;
 
-use support::{read_bytes, request, resume, write_fill};
+use support::{load, read_bytes, request, resume, write_fill};
 use thin_support::Lab;
 use thin_support::manual::{ManualSpawner, ManualTime};
 use thin_support::shelf::Shelf;
@@ -138,4 +138,32 @@ fn what_was_written_survives_the_daemon() {
         process.dev.destroy();
         assert_eq!(process.kept.len(), 0, "seed {seed}");
     }
+}
+
+/// A resume is noted before the clone that was live is suspended: the next daemon may have another clone under the same number.
+#[test]
+fn another_clone_does_not_find_the_regions_of_this_one() {
+    let process = Process::new(Process::blank(), Shelf::default());
+    assert!(write_fill(&*process.dev, 0, 8, 1).is_ok());
+    let lab = Lab::new();
+    let kept = Arc::new(process.kept.at_death());
+    lab.env.shared.of::<KeptMemory>().set(kept.clone());
+    for (name, device) in ["m", "d"].into_iter().zip(&process.devices) {
+        lab.add(name, device.clone());
+    }
+    for (name, sectors) in [("other-m", METADATA), ("other-d", SIZE), ("s", SIZE)] {
+        lab.memory(name, sectors);
+    }
+    let other = lab.live(
+        "c",
+        &format!("0 {SIZE} clone other-m other-d s 8 1 no_hydration"),
+    );
+    assert_eq!(thin_support::info(&other).split(' ').nth(3), Some("0/150"));
+    load(&other, &format!("0 {SIZE} clone m d s 8 1 no_hydration")).unwrap();
+    resume(&other).unwrap();
+    let (bytes, status) = read_bytes(&*other, 0, 8);
+    assert!(status.is_ok() && bytes.iter().all(|byte| *byte == 1));
+    other.destroy();
+    assert_eq!(kept.len(), 0);
+    process.dev.destroy();
 }

@@ -94,6 +94,7 @@ fn keys_are_found_and_are_not_noted() {
     assert!(!fills(&third, 7));
     assert!(table(&third).contains(&other));
     assert_eq!(last_kept.len(), 1, "the first key went with its table");
+    next_kept.serves();
     for (dev, kept) in [(first, kept), (second, next_kept), (third, last_kept)] {
         dev.destroy();
         assert_eq!(kept.len(), 0);
@@ -141,4 +142,36 @@ fn a_key_that_was_never_kept_is_refused() {
         assert!(text.contains("the key went with the last daemon"), "{text}");
         assert_eq!(kept.len(), 0);
     }
+}
+
+/// As when requests of the dead daemon's are in flight on a backing: the daemon tries again.
+#[test]
+fn a_table_that_cannot_be_loaded_at_first_finds_its_key_later() {
+    let below = Arc::new(MemoryDevice::new(Sector(SIZE)));
+    let (lab, kept) = process(&below, Shelf::default());
+    let first = lab.live("c", &line(&hex(0..64)));
+    assert!(write_fill(&*first, 0, SIZE, 7).is_ok());
+    let noted = noted(&first, WhichTable::Live);
+
+    let (lab, next_kept) = process(&below, kept.at_death());
+    let second = lab.device("c");
+    let busy = noted.replace(" a ", " busy ");
+    let with_busy = format!("{noted}\n{SIZE} 8 linear busy 0");
+    for table in [&busy, &with_busy, &busy] {
+        let refused = load(&second, table).unwrap_err().to_string();
+        assert!(refused.contains("busy: no such device"), "{refused}");
+    }
+    load(&second, &noted).unwrap();
+    resume(&second).unwrap();
+    assert!(fills(&second, 7));
+    // Where nobody tries again, nothing is left.
+    let (lab, last_kept) = process(&below, next_kept.at_death());
+    assert!(load(&lab.device("c"), &busy).is_err());
+    last_kept.serves();
+    assert!(load(&lab.device("d"), &busy).is_err());
+    for (dev, kept) in [(first, kept), (second, next_kept)] {
+        dev.destroy();
+        assert_eq!(kept.len(), 0);
+    }
+    assert_eq!(last_kept.len(), 0);
 }

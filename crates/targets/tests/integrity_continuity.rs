@@ -132,3 +132,30 @@ fn tags_that_were_in_memory_are_made_anew() {
 fn a_bitmap_says_what_to_make_anew() {
     live_and_die("B 3 internal_hash:crc32c sectors_per_bit:64 bitmap_flush_interval:100");
 }
+
+/// A resume is noted before the line that was live is suspended: the next daemon may have another line under the same number.
+#[test]
+fn another_line_does_not_write_what_this_one_left() {
+    let table = format!("0 {SIZE} integrity a 0 - J 1 internal_hash:crc32c");
+    let process = Process::new(
+        IoBuf::alloc(DEVICE as usize * 512),
+        Shelf::default(),
+        &table,
+    );
+    assert!(write_fill(&*process.dev, 0, 8, 1).is_ok());
+    let lab = Lab::new();
+    let kept = Arc::new(process.kept.at_death());
+    lab.env.shared.of::<KeptMemory>().set(kept.clone());
+    lab.add("a", process.below.clone());
+    let b = lab.memory("b", DEVICE);
+    lab.live("i", &table.replace(" a ", " b ")).destroy();
+    let (bytes, status) = read_bytes(&*b, 0, DEVICE);
+    let is_written = |sector: &[u8]| sector.iter().all(|byte| *byte == 1);
+    assert!(status.is_ok() && !bytes.chunks(512).any(is_written));
+    // What it left waits for its own.
+    let own = lab.live("own", &table);
+    let (bytes, status) = read_bytes(&*own, 0, 8);
+    assert!(status.is_ok() && bytes.iter().all(|byte| *byte == 1));
+    own.destroy();
+    process.dev.destroy();
+}

@@ -14,7 +14,7 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use thinmap_block::backing::MemoryDevice;
 use thinmap_block::{BlockDevice, Op};
-use thinmap_dm::{KeptMemory, MappedDevice, SuspendFlags};
+use thinmap_dm::{KeptMemory, MappedDevice, SuspendFlags, WhichTable};
 use thinmap_runtime::{IoBuf, Spawner};
 use thinmap_units::Sector;
 
@@ -161,4 +161,56 @@ fn one_of_which_nothing_is_known_is_invalid() {
     next.snapshot.destroy();
     next.origin.destroy();
     process.end();
+}
+
+/// Another line of its table stands on what is busy: the daemon tries again.
+#[test]
+fn a_table_that_cannot_be_loaded_at_first_finds_its_exceptions_later() {
+    let process = Process::new_one(10);
+    assert!(write_fill(&*process.origin, 0, CHUNK, 1).is_ok());
+    assert!(write_fill(&*process.snapshot, CHUNK, CHUNK, 2).is_ok());
+    let lab = Lab::new();
+    let kept = Arc::new(process.kept.at_death());
+    lab.env.shared.of::<KeptMemory>().set(kept.clone());
+    for (name, device) in ["o", "c"].into_iter().zip(&process.devices) {
+        lab.add(name, device.clone());
+    }
+    let snapshot = lab.device("snapshot");
+    let with_busy = format!("{SNAPSHOT}\n800 8 linear busy 0");
+    for _ in 0..2 {
+        let refused = load(&snapshot, &with_busy).unwrap_err().to_string();
+        assert!(refused.contains("busy: no such device"), "{refused}");
+    }
+    load(&snapshot, SNAPSHOT).unwrap();
+    resume(&snapshot).unwrap();
+    let (bytes, status) = read_bytes(&*snapshot, 0, 2 * CHUNK);
+    assert!(status.is_ok());
+    assert!(bytes[..4096].iter().all(|byte| *byte == 9));
+    assert!(bytes[4096..].iter().all(|byte| *byte == 2));
+    snapshot.destroy();
+    assert_eq!(kept.len(), 0);
+    process.end();
+}
+
+/// A resume is noted before it is done: the line that was to take the snapshot over makes it anew then, of whichever kind it was
+/// loaded with.
+#[test]
+fn a_line_that_was_to_take_the_snapshot_over_finds_its_exceptions() {
+    for kind in ["N 8", "P 16"] {
+        let process = Process::new_one(10);
+        assert!(write_fill(&*process.snapshot, 0, CHUNK, 2).is_ok());
+        load(&process.snapshot, &format!("0 800 snapshot o c {kind}")).unwrap();
+        let noted = |which| {
+            let lines = process.snapshot.table_for_successor(which).unwrap();
+            lines[0].text.clone()
+        };
+        assert_eq!(noted(WhichTable::Inactive), noted(WhichTable::Live));
+        process.snapshot.suspend(SuspendFlags::default()).unwrap();
+        resume(&process.snapshot).unwrap();
+        assert_eq!(noted(WhichTable::Live), "7:0 7:1 N 8");
+        let process = process.die();
+        let (bytes, status) = read_bytes(&*process.snapshot, 0, CHUNK);
+        assert!(status.is_ok() && bytes.iter().all(|byte| *byte == 2));
+        process.end();
+    }
 }

@@ -1,6 +1,6 @@
 //! The daemon's end of the socket to its keeper.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
@@ -21,8 +21,11 @@ use super::message::{self, Beginning, Number, ToDaemon, ToKeeper};
 pub struct KeeperLink {
     socket: OwnedFd,
     beginning: Beginning,
-    /// What the keeper held when this process began and nobody has taken yet.
+    /// What the keeper held when this process began and nobody has taken yet. Memory that was opened stays until the process serves: a
+    /// table that cannot be loaded at first is tried again.
     held: Mutex<BTreeMap<String, OwnedFd>>,
+    /// Which of it is in use.
+    used: Mutex<BTreeSet<String>>,
     /// Who waits for a freeze or a thaw; one at a time for each device.
     waiting: Mutex<HashMap<Number, SyncSender<i32>>>,
     /// Frozen by this process, as the keeper is gone.
@@ -47,6 +50,7 @@ impl KeeperLink {
             socket,
             beginning,
             held: Mutex::new(held),
+            used: Mutex::default(),
             waiting: Mutex::default(),
             frozen: Mutex::default(),
         });
@@ -90,8 +94,11 @@ impl KeeperLink {
 
     /// The daemon serves; file systems of these devices are frozen.
     pub fn ready(&self, frozen: Vec<Number>) {
+        let mut held = self.held.lock();
+        let used = std::mem::take(&mut *self.used.lock());
+        let held = std::mem::take(&mut *held).into_keys();
         // What nobody has taken is of devices that are no more.
-        for name in std::mem::take(&mut *self.held.lock()).into_keys() {
+        for name in held.filter(|name| !used.contains(name)) {
             self.tell(&ToKeeper::Forget(name), None);
         }
         self.tell(&ToKeeper::Ready(frozen), None);
@@ -106,6 +113,27 @@ impl KeeperLink {
     pub fn upgrade(&self, path: &Path, binary: BorrowedFd<'_>) -> io::Result<()> {
         let message = ToKeeper::Upgrade(path.to_owned());
         message::send(&self.socket, &message, Some(binary))
+    }
+
+    /// Memory as the last process left it.
+    fn open_held(&self, name: &str) -> Option<io::Result<SharedMemory>> {
+        let held = self.held.lock();
+        let fd = held.get(name)?.try_clone();
+        self.used.lock().insert(name.to_owned());
+        Some(fd.and_then(SharedMemory::map))
+    }
+
+    fn keep_memory(&self, name: &str, memory: SharedMemory) -> io::Result<SharedMemory> {
+        match self.keep(name, memory.fd()) {
+            // The keeper is gone, and no next daemon comes: this one goes on.
+            Err(error)
+                if [io::ErrorKind::BrokenPipe, io::ErrorKind::ConnectionReset]
+                    .contains(&error.kind()) =>
+            {
+                Ok(memory)
+            }
+            kept => kept.map(|()| memory),
+        }
     }
 
     fn tell(&self, message: &ToKeeper, fd: Option<BorrowedFd<'_>>) {
@@ -159,25 +187,35 @@ impl DescriptorKeeper for KeeperLink {
 
 impl MemoryKeeper for KeeperLink {
     fn open(&self, name: &str, words: usize) -> io::Result<SharedMemory> {
-        if let Some(fd) = self.take(name) {
-            return SharedMemory::map(fd);
+        if let Some(held) = self.open_held(name) {
+            return held;
         }
-        let memory = SharedMemory::new(name, words)?;
-        self.keep(name, memory.fd())?;
-        Ok(memory)
+        self.keep_memory(name, SharedMemory::new(name, words)?)
     }
 
     fn open_secret(&self, name: &str, words: usize) -> io::Result<SharedMemory> {
-        if let Some(fd) = self.take(name) {
-            return SharedMemory::map(fd);
+        if let Some(held) = self.open_held(name) {
+            return held;
         }
-        let memory = SharedMemory::secret(words)?;
-        self.keep(name, memory.fd())?;
-        Ok(memory)
+        self.keep_memory(name, SharedMemory::secret(words)?)
     }
 
     fn forget(&self, name: &str) {
+        let mut held = self.held.lock();
+        held.remove(name);
+        self.used.lock().remove(name);
+        drop(held);
         self.tell(&ToKeeper::Forget(name.to_owned()), None);
+    }
+
+    fn put_back(&self, name: &str) {
+        let held = self.held.lock();
+        if held.contains_key(name) {
+            self.used.lock().remove(name);
+            return;
+        }
+        drop(held);
+        self.forget(name);
     }
 }
 

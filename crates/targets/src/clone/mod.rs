@@ -20,7 +20,7 @@ use thinmap_dm::{
     TargetInfo, TargetType,
 };
 use thinmap_persistent_data::{ErrorKind, MetadataError};
-use thinmap_units::{BlkStatus, DevNo, Sector};
+use thinmap_units::{BlkStatus, Sector};
 
 use self::args::{BATCH, THRESHOLD, Tuning, parse_region};
 use self::kept::Kept;
@@ -29,6 +29,7 @@ use self::regions::Regions;
 use self::shared::{Parts, Shared};
 use self::worker::SharedRef;
 use crate::args::{open_device_in_any_table, parse_u32};
+use crate::kept::name_on;
 use crate::thin_pool::BlockMetadataDevice;
 
 /// The target type.
@@ -100,7 +101,6 @@ impl TargetType for CloneType {
         })?;
         Ok(Arc::new(Clone {
             env: cx.env.clone(),
-            dev_no: cx.dev_no,
             len: args.len,
             metadata_dev,
             dest,
@@ -148,7 +148,6 @@ fn open_metadata(device: &DeviceUse, region: u32, len: Sector) -> Result<Metadat
 
 struct Clone {
     env: Arc<Environment>,
-    dev_no: DevNo,
     len: Sector,
     metadata_dev: DeviceUse,
     dest: DeviceUse,
@@ -200,7 +199,8 @@ impl Clone {
         let Some(keeper) = keeper.filter(|_| state.kept.is_none()) else {
             return Ok(());
         };
-        let name = format!("{NAME}-{}-{}", self.dev_no, self.shared.begin);
+        // Not the mapped device's: a table that was to take the place of another clone's must not find that one's regions.
+        let name = name_on(NAME, self.metadata_dev.id);
         let form = (self.count(), u64::from(self.region));
         let kept = Kept::open(keeper, name, form).map_err(|error| {
             let errno = error.raw_os_error().unwrap_or(ENOMEM);

@@ -24,6 +24,8 @@ const KEY_AT: usize = NAME_AT + NAME_BYTES_MAX / 8;
 pub(super) struct Kept {
     memory: Named,
     id: String,
+    /// The last process's, and not used yet.
+    untouched: bool,
 }
 
 /// What the last process has left.
@@ -48,12 +50,12 @@ impl Kept {
         id: &str,
         key_bytes: usize,
     ) -> std::io::Result<Option<(Self, Left)>> {
-        let kept = Self::open(keeper, id.to_owned(), key_bytes)?;
+        let mut kept = Self::open(keeper, id.to_owned(), key_bytes)?;
         let valid = kept.memory.word(VALID_AT).load(SeqCst);
         if valid == 0 {
-            kept.memory.forget();
             return Ok(None);
         }
+        kept.untouched = true;
         let name_bytes = kept.memory.word(NAME_BYTES_AT).load(SeqCst) as usize;
         let mut name = vec![0; name_bytes.min(NAME_BYTES_MAX)];
         kept.read(NAME_AT, &mut name);
@@ -71,7 +73,16 @@ impl Kept {
         let words = KEY_AT + key_bytes.div_ceil(8);
         let form = (MAGIC, key_bytes as u64, words);
         let memory = Named::open_secret(keeper, format!("crypt-{id}"), form)?;
-        Ok(Self { memory, id })
+        Ok(Self {
+            memory,
+            id,
+            untouched: false,
+        })
+    }
+
+    /// The mapping is live: its end is an end in good order.
+    pub(super) fn used(&mut self) {
+        self.untouched = false;
     }
 
     /// What a table line says instead of the key: see [`super::key::KeyWord::kept`].
@@ -117,9 +128,12 @@ impl Kept {
     }
 }
 
-/// The mapping ends in good order.
+/// The mapping ends in good order; or there is none, as its table could not be loaded, and this is tried again.
 impl Drop for Kept {
     fn drop(&mut self) {
+        if self.untouched {
+            return self.memory.put_back();
+        }
         self.wipe();
         self.memory.forget();
     }

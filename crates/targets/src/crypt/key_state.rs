@@ -76,6 +76,13 @@ impl KeyState {
         Ok(())
     }
 
+    /// The mapping is live.
+    pub(super) fn used(&mut self) {
+        if let Some(kept) = &mut self.kept {
+            kept.used();
+        }
+    }
+
     pub(super) fn is_valid(&self) -> bool {
         self.valid
     }

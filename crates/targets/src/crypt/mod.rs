@@ -272,6 +272,7 @@ impl Target for Crypt {
     }
 
     fn resume(&self) {
+        self.key.lock().used();
         self.suspended.store(false, Ordering::Release);
     }
 }

@@ -30,7 +30,7 @@ use thinmap_dm::{
     StatusFlags, StatusKind, TableError, Target, TargetArgs, TargetFeatures, TargetInfo,
     TargetType,
 };
-use thinmap_units::{DevNo, Sector};
+use thinmap_units::Sector;
 
 use self::args::Args;
 use self::construct::construct;
@@ -39,6 +39,7 @@ use self::shared::Mode;
 use self::superblock::{Found, Superblock, flag};
 use self::worker::SharedRef;
 use crate::args::{measured, open_device};
+use crate::kept::name_on;
 
 /// The target type.
 pub struct IntegrityType;
@@ -80,7 +81,6 @@ impl TargetType for IntegrityType {
             beginning: made.beginning,
             was_live: AtomicBool::new(false),
             env: cx.env.clone(),
-            dev_no: cx.dev_no,
             shared,
         }))
     }
@@ -94,7 +94,6 @@ struct Integrity {
     beginning: Beginning,
     was_live: AtomicBool,
     env: Arc<Environment>,
-    dev_no: DevNo,
     shared: SharedRef,
 }
 
@@ -305,7 +304,10 @@ impl Target for Integrity {
         };
         self.shared.begin(&mut slow, how);
         if let Some(keeper) = self.env.shared.of::<KeptMemory>().keeper() {
-            let name = format!("{NAME}-{}", self.dev_no);
+            // Not the mapped device's: a table that was to take the place of another line's must not write that one's blocks to its own
+            // device.
+            let device = name_on(NAME, self.args.device.id);
+            let name = format!("{device}-{}", self.shared.layout.start);
             let kept = self.shared.take_over(&mut slow, keeper, name);
             kept.map_err(|error| {
                 let errno = error.raw_os_error().unwrap_or(EIO);

@@ -6,12 +6,12 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
-use thinmap_dm::{DeviceId, DeviceUse, MemoryKeeper};
+use thinmap_dm::{DeviceUse, MemoryKeeper};
 use thinmap_units::Sector;
 
 use super::disk::Slot;
 use super::state::{State, Validity};
-use crate::kept::Named;
+use crate::kept::{Named, name_on};
 
 const MAGIC: u64 = u64::from_le_bytes(*b"snap-N01");
 /// 0, or why there is no snapshot any more.
@@ -33,10 +33,7 @@ impl Kept {
         chunk: Sector,
         state: &mut State,
     ) -> std::io::Result<Option<Self>> {
-        let name = match cow.id {
-            DeviceId::Block(number) => format!("snapshot-{number}"),
-            DeviceId::File { dev, ino } => format!("snapshot-file-{dev}-{ino}"),
-        };
+        let name = name_on("snapshot", cow.id);
         let chunks = cow.dev.size().raw() / chunk.raw();
         let words = usize::try_from(chunks).unwrap_or(usize::MAX / 32) * 2 + SLOTS_AT;
         let kept = match Named::open(keeper, name, (MAGIC, chunk.raw(), words)) {
@@ -93,6 +90,11 @@ impl Kept {
     /// There is no snapshot any more.
     pub fn invalidate(&self) {
         self.0.word(INVALID_AT).store(1, SeqCst);
+    }
+
+    /// The line that read them ends before it was live.
+    pub fn put_back(&self) {
+        self.0.put_back();
     }
 
     /// The snapshot ends in good order.

@@ -177,6 +177,11 @@ pub(super) struct SnapshotLine {
 impl Drop for SnapshotLine {
     fn drop(&mut self) {
         self.shared.unregister(&self.member);
+        if !self.member.is_active()
+            && let Some(snapshot) = self.member.snapshot()
+        {
+            snapshot.put_back();
+        }
         // Nobody else sees the member any more: the worker ends here, on the thread that drops the table.
         drop(self.member.slot.swap(None));
     }
@@ -260,6 +265,30 @@ impl SnapshotLine {
         snapshot.map_or(0, |snapshot| snapshot.chunk.raw())
     }
 
+    /// The next process may have to make the snapshot by what a line says that was to take it over: it says what that is already.
+    fn table(&self, for_successor: bool) -> String {
+        let snapshot = match for_successor {
+            true => self.shared.snapshot_for(&self.member),
+            false => self.member.snapshot(),
+        };
+        // COMPAT: of what the line has, which may be of the other kind than it was loaded with.
+        let kind = match (&snapshot, self.kind) {
+            (Some(snapshot), Kind::Transient) if snapshot.persistent => {
+                Kind::Persistent { overflow: false }
+            }
+            (Some(snapshot), Kind::Persistent { .. }) if !snapshot.persistent => Kind::Transient,
+            (_, kind) => kind,
+        };
+        format!(
+            "{} {} {} {}{}",
+            self.origin,
+            self.cow,
+            kind.word(),
+            snapshot.map_or(0, |snapshot| snapshot.chunk.raw()),
+            self.features.table_words()
+        )
+    }
+
     fn measurement(&self) -> String {
         let letter = |is: bool| if is { 'y' } else { 'n' };
         let snapshot = self.member.snapshot();
@@ -323,22 +352,16 @@ impl Target for SnapshotLine {
             limits.discard_granularity = 0;
             return;
         }
-        let chunk = Sector(self.shared.chunk_for(&self.member));
+        let snapshot = self.shared.snapshot_for(&self.member);
+        let chunk = snapshot.map_or(Sector::ZERO, |snapshot| snapshot.chunk);
         limits.max_discard = chunk;
         limits.discard_granularity = u32::try_from(chunk.bytes()).unwrap_or(u32::MAX);
     }
 
-    fn status(&self, kind: StatusKind, _: StatusFlags, out: &mut String) {
+    fn status(&self, kind: StatusKind, flags: StatusFlags, out: &mut String) {
         match kind {
             StatusKind::Info => out.push_str(&self.status_text()),
-            StatusKind::Table => out.push_str(&format!(
-                "{} {} {} {}{}",
-                self.origin,
-                self.cow,
-                self.kind.word(),
-                self.chunk_now(),
-                self.features.table_words()
-            )),
+            StatusKind::Table => out.push_str(&self.table(flags.for_successor)),
             StatusKind::Measurement => out.push_str(&self.measurement()),
         }
     }

@@ -141,12 +141,11 @@ impl Origin {
         }
     }
 
-    /// Sectors of a chunk of the snapshot that a line has, or will take over; 0 when there is none.
-    pub fn chunk_for(&self, member: &Arc<Member>) -> u64 {
+    /// The snapshot that a line has, or will take over.
+    pub fn snapshot_for(&self, member: &Arc<Member>) -> Option<Arc<Snapshot>> {
         let members = self.members.read();
         let source = pair_of(&members, member.cow).source;
-        let snapshot = member.snapshot().or_else(|| source?.snapshot());
-        snapshot.map_or(0, |snapshot| snapshot.chunk.raw())
+        member.snapshot().or_else(|| source?.snapshot())
     }
 
     /// A line is live now: it takes over the snapshot that it waits for, and exceptions are made.

@@ -125,6 +125,13 @@ impl Snapshot {
         *self.event.lock() = event;
     }
 
+    /// No line with it was ever live: what was kept of it stays as it is, for another try.
+    pub fn put_back(&self) {
+        if let Some(kept) = self.worker.lock().kept.take() {
+            kept.put_back();
+        }
+    }
+
     pub fn devices(&self) -> Arc<Devices> {
         self.devices.load_full()
     }

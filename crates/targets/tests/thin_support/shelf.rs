@@ -1,6 +1,6 @@
 //! What a keeper keeps of a process: for tests of a daemon that dies.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::os::fd::OwnedFd;
 use std::sync::atomic::Ordering::SeqCst;
 
@@ -8,9 +8,9 @@ use parking_lot::Mutex;
 use thinmap_dm::MemoryKeeper;
 use thinmap_runtime::SharedMemory;
 
-/// Memory by name.
+/// Memory by name, and which of it the last process left to one that does not serve yet.
 #[derive(Default)]
-pub struct Shelf(Mutex<HashMap<String, OwnedFd>>);
+pub struct Shelf(Mutex<HashMap<String, OwnedFd>>, Mutex<HashSet<String>>);
 
 impl MemoryKeeper for Shelf {
     fn open(&self, name: &str, words: usize) -> std::io::Result<SharedMemory> {
@@ -29,7 +29,14 @@ impl MemoryKeeper for Shelf {
     }
 
     fn forget(&self, name: &str) {
+        self.1.lock().remove(name);
         self.0.lock().remove(name);
+    }
+
+    fn put_back(&self, name: &str) {
+        if !self.1.lock().contains(name) {
+            self.forget(name);
+        }
     }
 }
 
@@ -43,8 +50,14 @@ impl Shelf {
             for (to, from) in to.words().iter().zip(from.words()) {
                 to.store(from.load(SeqCst), SeqCst);
             }
+            copy.1.lock().insert(name.clone());
         }
         copy
+    }
+
+    /// The process serves: what is put back from now on is gone.
+    pub fn serves(&self) {
+        self.1.lock().clear();
     }
 
     /// How much is kept.
