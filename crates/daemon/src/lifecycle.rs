@@ -234,7 +234,10 @@ fn build(
         stopping: Stopping::default(),
         continuity,
     });
+    let kept = daemon.env.shared.of::<KeptMemory>();
+    kept.set_bringing_back(true);
     daemon.bring_back(saved).map_err(taking_over)?;
+    kept.set_bringing_back(false);
     daemon.block_nodes.serve().map_err(taking_over)?;
     reaper.serve(&daemon);
     Ok((daemon, nbd))

@@ -36,7 +36,8 @@ pub struct SavedDevice {
     pub inactive: Option<SavedTable>,
 }
 
-/// A table as `dmsetup table` prints it, but for secrets: those are in no file.
+/// A table as `dmsetup table` prints it, but for keys of ciphers: those are in no file. Keys of integrity's hashes are: they stand in
+/// its table line, as in a kernel.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct SavedTable {
     /// Loaded read-only.

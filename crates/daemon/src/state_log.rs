@@ -10,6 +10,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use parking_lot::Mutex;
@@ -123,7 +124,14 @@ impl Inner {
         })?;
         last.values().for_each(|line| text.extend_from_slice(line));
         let new = path.with_extension("new");
-        let mut file = File::create(&new)?;
+        // Table lines may hold keys, of integrity's hashes.
+        let _ = std::fs::remove_file(&new);
+        let mut options = File::options();
+        let mut file = options
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&new)?;
         file.write_all(&text)?;
         std::fs::rename(&new, path)?;
         Ok(Self {
@@ -191,6 +199,8 @@ const ANEW_ABOVE: usize = 1 << 20;
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::MetadataExt;
+
     use super::*;
 
     fn saved(minor: u32, name: &str) -> SavedDevice {
@@ -222,6 +232,10 @@ mod tests {
         for (minor, name) in [(2, "two"), (1, "one"), (3, "three"), (1, "renamed")] {
             log.put(saved(minor, name)).expect("put");
         }
+        let mode = std::fs::metadata(run.path().join("state.log"))
+            .expect("file")
+            .mode();
+        assert_eq!(mode & 0o777, 0o600, "others may not read it");
         log.remove(DevNo::new(7, 2));
         log.remove(DevNo::new(7, 9));
         drop(log);

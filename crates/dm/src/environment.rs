@@ -2,6 +2,7 @@
 
 use std::any::{Any, TypeId};
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
@@ -37,17 +38,30 @@ pub trait FileSystemFreezer: Send + Sync {
 /// Memory that outlives the process, by name: what a target keeps there is found by the next daemon after a crash. One for an
 /// [`Environment`], in its shared state; without a keeper there is none.
 #[derive(Default)]
-pub struct KeptMemory(OnceLock<Arc<dyn MemoryKeeper>>);
+pub struct KeptMemory {
+    keeper: OnceLock<Arc<dyn MemoryKeeper>>,
+    bringing_back: AtomicBool,
+}
 
 impl KeptMemory {
     /// Names the keeper, once.
     pub fn set(&self, keeper: Arc<dyn MemoryKeeper>) {
-        let _ = self.0.set(keeper);
+        let _ = self.keeper.set(keeper);
+    }
+
+    /// Says whether tables that are loaded from now on are those of the last process: what they kept should be there.
+    pub fn set_bringing_back(&self, on: bool) {
+        self.bringing_back.store(on, Ordering::SeqCst);
+    }
+
+    /// See [`KeptMemory::set_bringing_back`].
+    pub fn is_bringing_back(&self) -> bool {
+        self.bringing_back.load(Ordering::SeqCst)
     }
 
     /// The keeper, if there is one.
     pub fn keeper(&self) -> Option<Arc<dyn MemoryKeeper>> {
-        self.0.get().cloned()
+        self.keeper.get().cloned()
     }
 }
 

@@ -22,6 +22,7 @@ pub struct Named {
     memory: SharedMemory,
     keeper: Arc<dyn MemoryKeeper>,
     name: String,
+    is_new: bool,
 }
 
 impl Named {
@@ -58,6 +59,7 @@ impl Named {
             memory,
             keeper,
             name,
+            is_new,
         })
     }
 
@@ -72,6 +74,11 @@ impl Named {
     ) -> std::io::Result<Self> {
         let memory = keeper.open_secret(&name, form.2)?;
         Self::of(memory, keeper, name, form)
+    }
+
+    /// Whether the last process had left none.
+    pub fn is_new(&self) -> bool {
+        self.is_new
     }
 
     /// All of it.

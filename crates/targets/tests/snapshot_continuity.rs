@@ -214,3 +214,41 @@ fn a_line_that_was_to_take_the_snapshot_over_finds_its_exceptions() {
         process.end();
     }
 }
+
+/// A snapshot of another origin on the same COW device does not take the memory of the one that is live.
+#[test]
+fn a_second_snapshot_on_the_cow_device_takes_nothing_from_the_first() {
+    let lab = Lab::new();
+    let kept = Arc::new(Shelf::default());
+    lab.env.shared.of::<KeptMemory>().set(kept.clone());
+    for name in ["o", "o2", "c"] {
+        lab.memory(name, SIZE);
+    }
+    let snapshot = lab.live("snapshot", SNAPSHOT);
+    load(&snapshot, "0 800 snapshot o2 c N 8").unwrap();
+    assert_eq!(kept.len(), 1);
+    snapshot.clear();
+    assert_eq!(kept.len(), 1, "the live one's is there");
+    snapshot.destroy();
+    assert_eq!(kept.len(), 0);
+}
+
+/// The last process has left nothing (its keeper had no room, or it kept none yet): a snapshot that shows its origin would be wrong.
+#[test]
+fn one_whose_memory_is_gone_comes_back_invalid() {
+    let lab = Lab::new();
+    let kept = Arc::new(Shelf::default());
+    let memory = lab.env.shared.of::<KeptMemory>();
+    memory.set(kept.clone());
+    for name in ["o", "c"] {
+        lab.memory(name, SIZE);
+    }
+    memory.set_bringing_back(true);
+    let snapshot = lab.live("snapshot", SNAPSHOT);
+    memory.set_bringing_back(false);
+    assert_eq!(info(&snapshot), "Invalid");
+    snapshot.destroy();
+    let snapshot = lab.live("anew", SNAPSHOT);
+    assert_ne!(info(&snapshot), "Invalid");
+    snapshot.destroy();
+}

@@ -112,7 +112,10 @@ fn key_state(
 ) -> Result<KeyState, BadKey> {
     let keeper = cx.env.shared.of::<KeptMemory>().keeper();
     if let (Some(id), Some(keeper)) = (word.kept(), keeper.clone()) {
-        let left = Kept::take(keeper, id, word.size).ok().flatten();
+        let left = Kept::take(keeper, id, word.size).map_err(|error| BadKey {
+            reason: format!("the last daemon's key: {error}"),
+            errno: error.raw_os_error().unwrap_or(EINVAL),
+        })?;
         let (kept, left) =
             left.ok_or_else(|| BadKey::invalid("the key went with the last daemon"))?;
         let mut key = KeyState::new(word.size, engine, Some(kept))?;

@@ -3,10 +3,12 @@
 //!
 //! INVARIANT: an exception counts once the count is stored after it, and is noted before anybody acts on it.
 
-use std::sync::Arc;
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use std::sync::{Arc, Weak};
 
-use thinmap_dm::{DeviceUse, MemoryKeeper};
+use parking_lot::Mutex;
+use thinmap_dm::{DeviceId, DeviceUse, Environment, KeptMemory};
 use thinmap_units::Sector;
 
 use super::disk::Slot;
@@ -20,7 +22,15 @@ const COUNT_AT: usize = 3;
 const SLOTS_AT: usize = 4;
 
 /// See the module.
-pub(super) struct Kept(Named);
+pub(super) struct Kept {
+    memory: Named,
+    /// In [`InUse`] while this lives.
+    _in_use: Arc<()>,
+}
+
+/// COW devices whose snapshots are kept. A second snapshot on one, of another origin, must not take the first one's memory from it.
+#[derive(Default)]
+struct InUse(Mutex<HashMap<DeviceId, Weak<()>>>);
 
 impl Kept {
     /// Makes `state`, a new one, what the snapshot on this COW device was when the last process died, if there was one.
@@ -28,16 +38,32 @@ impl Kept {
     /// # Errors
     /// The system's. What was kept in another form is no error: the snapshot is invalid then, and nothing is kept.
     pub fn take_over(
-        keeper: Arc<dyn MemoryKeeper>,
+        env: &Environment,
         cow: &DeviceUse,
         chunk: Sector,
         state: &mut State,
     ) -> std::io::Result<Option<Self>> {
+        let kept_memory = env.shared.of::<KeptMemory>();
+        let Some(keeper) = kept_memory.keeper() else {
+            return Ok(None);
+        };
+        let registry = env.shared.of::<InUse>();
+        let mut in_use = registry.0.lock();
+        if in_use
+            .get(&cow.id)
+            .is_some_and(|other| other.strong_count() > 0)
+        {
+            tracing::warn!(%cow, "snapshot: the COW device has another snapshot: if the daemon dies, this one will be invalid or lost");
+            return Ok(None);
+        }
         let name = name_on("snapshot", cow.id);
         let chunks = cow.dev.size().raw() / chunk.raw();
         let words = usize::try_from(chunks).unwrap_or(usize::MAX / 32) * 2 + SLOTS_AT;
         let kept = match Named::open(keeper, name, (MAGIC, chunk.raw(), words)) {
-            Ok(named) => Self(named),
+            Ok(memory) => Self {
+                memory,
+                _in_use: Arc::default(),
+            },
             Err(error) if error.raw_os_error().is_none() => {
                 tracing::error!(%error, "snapshot: its exceptions are lost: the snapshot is invalid");
                 state.validity = Validity::Invalid;
@@ -45,6 +71,11 @@ impl Kept {
             }
             Err(error) => return Err(error),
         };
+        in_use.insert(cow.id, Arc::downgrade(&kept._in_use));
+        if kept.memory.is_new() && kept_memory.is_bringing_back() {
+            tracing::error!(%cow, "snapshot: its exceptions are lost: the snapshot is invalid");
+            kept.invalidate();
+        }
         if !kept.is_valid() {
             state.validity = Validity::Invalid;
         }
@@ -56,11 +87,11 @@ impl Kept {
     }
 
     fn slots(&self) -> &[AtomicU64] {
-        &self.0.words()[SLOTS_AT..]
+        &self.memory.words()[SLOTS_AT..]
     }
 
     fn left(&self) -> Vec<Slot> {
-        let count = self.0.word(COUNT_AT).load(SeqCst) as usize;
+        let count = self.memory.word(COUNT_AT).load(SeqCst) as usize;
         let slots = self.slots().chunks_exact(2).take(count);
         let slot = |words: &[AtomicU64]| Slot {
             old: words[0].load(SeqCst),
@@ -70,35 +101,35 @@ impl Kept {
     }
 
     fn is_valid(&self) -> bool {
-        self.0.word(INVALID_AT).load(SeqCst) == 0
+        self.memory.word(INVALID_AT).load(SeqCst) == 0
     }
 
     /// Exceptions are about to be in force. More than the COW device had room for when the snapshot was made are not kept, and so the
     /// next process has no snapshot.
     pub fn note(&self, slots: &[Slot]) {
         for slot in slots {
-            let count = self.0.word(COUNT_AT).load(SeqCst);
+            let count = self.memory.word(COUNT_AT).load(SeqCst);
             let Some([old, new]) = self.slots().as_chunks::<2>().0.get(count as usize) else {
                 return self.invalidate();
             };
             old.store(slot.old, SeqCst);
             new.store(slot.new, SeqCst);
-            self.0.word(COUNT_AT).store(count + 1, SeqCst);
+            self.memory.word(COUNT_AT).store(count + 1, SeqCst);
         }
     }
 
     /// There is no snapshot any more.
     pub fn invalidate(&self) {
-        self.0.word(INVALID_AT).store(1, SeqCst);
+        self.memory.word(INVALID_AT).store(1, SeqCst);
     }
 
     /// The line that read them ends before it was live.
     pub fn put_back(&self) {
-        self.0.put_back();
+        self.memory.put_back();
     }
 
     /// The snapshot ends in good order.
     pub fn forget(&self) {
-        self.0.forget();
+        self.memory.forget();
     }
 }

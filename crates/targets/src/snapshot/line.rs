@@ -10,9 +10,8 @@ use std::sync::mpsc;
 use arc_swap::ArcSwapOption;
 use thinmap_block::{Io, Op, QueueLimits};
 use thinmap_dm::{
-    ConstructCx, DeviceRole, DeviceUse, KeptMemory, MapOutcome, OpenDevice, ResumeError,
-    StatusFlags, StatusKind, TableError, Target, TargetArgs, TargetFeatures, TargetInfo,
-    TargetType,
+    ConstructCx, DeviceRole, DeviceUse, MapOutcome, OpenDevice, ResumeError, StatusFlags,
+    StatusKind, TableError, Target, TargetArgs, TargetFeatures, TargetInfo, TargetType,
 };
 use thinmap_units::Sector;
 
@@ -199,12 +198,10 @@ impl SnapshotLine {
             }
             let chunk = Sector(u64::from(chunk));
             let mut state = State::new(Room::new(chunk, None), None);
-            if let Some(keeper) = cx.env.shared.of::<KeptMemory>().keeper() {
-                kept = Kept::take_over(keeper, &self.cow, chunk, &mut state).map_err(|error| {
-                    let reason = format!("memory for the next daemon: {error}");
-                    TableError::new(name, reason, error.raw_os_error().unwrap_or(ENOMEM))
-                })?;
-            }
+            kept = Kept::take_over(cx.env, &self.cow, chunk, &mut state).map_err(|error| {
+                let reason = format!("memory for the next daemon: {error}");
+                TableError::new(name, reason, error.raw_os_error().unwrap_or(ENOMEM))
+            })?;
             (chunk, state, None)
         } else {
             let check = |chunk| args::check_chunk(chunk, origin, cow);
