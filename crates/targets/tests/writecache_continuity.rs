@@ -113,3 +113,54 @@ fn an_orderly_end_leaves_nothing_with_the_keeper() {
     // The worker's thread is the last who has it.
     eventually("it is gone", || shelf.len() == 0);
 }
+
+/// Another line of its table stands on what is busy: the daemon tries again, and the journal is as it was.
+#[test]
+fn a_table_that_cannot_be_loaded_at_first_finds_its_journal_later() {
+    let shelf = Arc::new(Shelf::default());
+    let images = [vec![0; SIZE as usize * 512], vec![0; CACHE as usize * 512]];
+    let (lab, disks) = process(&images, &shelf);
+    let dev = lab.live("w", TABLE);
+    let data: Vec<u8> = (0..8).flat_map(|at| pattern(at, 7)).collect();
+    assert!(write_at(&*dev, 0, &data).is_ok());
+    let left = Arc::new(shelf.at_death());
+    let images = [(&disks[0], SIZE), (&disks[1], CACHE)]
+        .map(|(disk, sectors)| read_bytes(&*disk.below, 0, sectors).0);
+    dev.destroy();
+    let (lab, _disks) = process(&images, &left);
+    let dev = lab.device("w");
+    for _ in 0..2 {
+        let refused = load(&dev, &format!("{TABLE}\n480 8 linear busy 0")).unwrap_err();
+        assert!(refused.to_string().contains("busy"), "{refused}");
+    }
+    load(&dev, TABLE).unwrap();
+    resume(&dev).unwrap();
+    assert!(read_bytes(&*dev, 0, 8).0 == data);
+    suspend(&dev);
+    dev.destroy();
+}
+
+/// With one request at a time, nothing but its own cause sends a write on that waits for a block.
+#[test]
+fn a_write_that_waits_for_a_block_is_not_forgotten() {
+    let images = [vec![0; SIZE as usize * 512], vec![0; CACHE as usize * 512]];
+    let (lab, _disks) = process(&images, &Arc::new(Shelf::default()));
+    let dev = lab.live("w", TABLE);
+    let (sender, done) = std::sync::mpsc::channel();
+    let writer = dev.clone();
+    let thread = std::thread::spawn(move || {
+        let mut rng = SmallRng::seed_from_u64(1);
+        let data = vec![1; 3 * 4096];
+        for _ in 0..1_000_000 {
+            let sector = rng.random_range(0..SIZE / 8 - 2) * 8;
+            let blocks = rng.random_range(1..4);
+            assert!(write_at(&*writer, sector, &data[..blocks * 4096]).is_ok());
+        }
+        sender.send(()).unwrap();
+    });
+    let waited = done.recv_timeout(std::time::Duration::from_secs(200));
+    assert!(waited.is_ok(), "a write never ends: {:?}", status(&dev));
+    thread.join().unwrap();
+    suspend(&dev);
+    dev.destroy();
+}

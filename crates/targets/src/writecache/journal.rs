@@ -8,7 +8,7 @@
 //! INVARIANT: all calls but those of [`Journals`] are made under the line's lock. A record counts once the count says so.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
@@ -27,6 +27,8 @@ pub(super) struct Journal {
     keeper: Arc<dyn MemoryKeeper>,
     name: String,
     journals: Arc<Journals>,
+    /// It is no longer as the last process left it.
+    changed: AtomicBool,
 }
 
 /// The journal of the cache of this name, where something keeps memory.
@@ -51,6 +53,7 @@ pub(super) fn open(env: &Environment, name: String) -> std::io::Result<Option<Ar
         keeper,
         name: name.clone(),
         journals: journals.clone(),
+        changed: AtomicBool::new(false),
     });
     in_use.insert(name, Arc::downgrade(&journal));
     Ok(Some(journal))
@@ -65,7 +68,11 @@ impl Drop for Journal {
             .is_some_and(|other| other.strong_count() == 0)
         {
             in_use.remove(&self.name);
-            self.keeper.forget(&self.name);
+            // A table that could not be loaded is tried again, and finds it as it was.
+            match self.changed.load(SeqCst) {
+                true => self.keeper.forget(&self.name),
+                false => self.keeper.put_back(&self.name),
+            }
         }
     }
 }
@@ -94,6 +101,7 @@ impl Journal {
 
     /// An epoch's entries are valid, or gone.
     pub fn clear(&self, epoch: usize) {
+        self.changed.store(true, SeqCst);
         self.word(epoch, COUNT_AT).store(0, SeqCst);
     }
 

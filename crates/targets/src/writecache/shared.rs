@@ -284,6 +284,8 @@ impl Shared {
                 }
                 state.waiting.push(io);
                 let stirred = state.stirs != seen;
+                // The worker may have sent on those who waited for that already, and this one was not among them.
+                state.stirs += u64::from(stirred);
                 drop(state);
                 if stirred {
                     self.wake();
