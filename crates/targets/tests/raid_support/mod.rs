@@ -27,6 +27,8 @@ pub struct Member {
     pub broken: AtomicBool,
     /// Reads that touch this sector fail, until it is written; negative: none.
     pub bad_sector: AtomicI64,
+    /// The next write of this sector fails; negative: none.
+    pub bad_write: AtomicI64,
     /// Requests until one fails, once; negative: none does.
     pub fail_in: AtomicI64,
     /// From that one on, all do.
@@ -41,6 +43,7 @@ impl Member {
             below,
             broken: AtomicBool::new(false),
             bad_sector: AtomicI64::new(-1),
+            bad_write: AtomicI64::new(-1),
             fail_in: AtomicI64::new(-1),
             for_good: AtomicBool::new(false),
             reads: AtomicI64::new(0),
@@ -56,6 +59,11 @@ impl Member {
             if self.for_good.load(SeqCst) {
                 self.broken.store(true, SeqCst);
             }
+            return true;
+        }
+        let range = io.sector.raw() as i64..io.end().raw() as i64;
+        if io.is_write() && range.contains(&self.bad_write.load(SeqCst)) {
+            self.bad_write.store(-1, SeqCst);
             return true;
         }
         let bad = self.bad_sector.load(SeqCst);
