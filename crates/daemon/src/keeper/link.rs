@@ -1,6 +1,6 @@
 //! The daemon's end of the socket to its keeper.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
@@ -23,13 +23,18 @@ pub struct KeeperLink {
     beginning: Beginning,
     /// What the keeper held when this process began and nobody has taken yet. Memory that was opened stays until the process serves: a
     /// table that cannot be loaded at first is tried again.
-    held: Mutex<BTreeMap<String, OwnedFd>>,
-    /// Which of it is in use.
-    used: Mutex<BTreeSet<String>>,
+    held: Mutex<BTreeMap<String, Held>>,
     /// Who waits for a freeze or a thaw; one at a time for each device.
     waiting: Mutex<HashMap<Number, SyncSender<i32>>>,
     /// Frozen by this process, as the keeper is gone.
     frozen: Mutex<HashMap<DevNo, OwnedFd>>,
+}
+
+/// See [`KeeperLink::held`].
+struct Held {
+    fd: OwnedFd,
+    /// Memory that somebody has opened.
+    is_used: bool,
 }
 
 impl KeeperLink {
@@ -41,7 +46,10 @@ impl KeeperLink {
         let mut held = BTreeMap::new();
         let beginning = loop {
             match message::receive(&socket)? {
-                Some((ToDaemon::Held(name), Some(fd))) => drop(held.insert(name, fd)),
+                Some((ToDaemon::Held(name), Some(fd))) => {
+                    let is_used = false;
+                    held.insert(name, Held { fd, is_used });
+                }
                 Some((ToDaemon::Begin(beginning), _)) => break beginning,
                 _ => return Err(io::Error::other("standard input is not a keeper's socket")),
             }
@@ -50,7 +58,6 @@ impl KeeperLink {
             socket,
             beginning,
             held: Mutex::new(held),
-            used: Mutex::default(),
             waiting: Mutex::default(),
             frozen: Mutex::default(),
         });
@@ -78,27 +85,25 @@ impl KeeperLink {
 
     /// Takes what an earlier daemon had kept under a name.
     pub fn take(&self, name: &str) -> Option<OwnedFd> {
-        self.held.lock().remove(name)
+        self.held.lock().remove(name).map(|held| held.fd)
     }
 
     /// The descriptors of the FUSE connection that earlier daemons had kept, in their order.
     pub fn take_fuse(&self) -> Vec<OwnedFd> {
         let mut held = self.held.lock();
         let all = std::mem::take(&mut *held);
-        let (of_fuse, others) = all
+        let (of_fuse, others): (BTreeMap<_, _>, _) = all
             .into_iter()
             .partition(|(name, _)| name.starts_with(DESCRIPTOR_NAME));
         *held = others;
-        BTreeMap::into_values(of_fuse).collect()
+        of_fuse.into_values().map(|held| held.fd).collect()
     }
 
     /// The daemon serves; file systems of these devices are frozen.
     pub fn ready(&self, frozen: Vec<Number>) {
-        let mut held = self.held.lock();
-        let used = std::mem::take(&mut *self.used.lock());
-        let held = std::mem::take(&mut *held).into_keys();
+        let held = std::mem::take(&mut *self.held.lock());
         // What nobody has taken is of devices that are no more.
-        for name in held.filter(|name| !used.contains(name)) {
+        for (name, _) in held.into_iter().filter(|(_, held)| !held.is_used) {
             self.tell(&ToKeeper::Forget(name), None);
         }
         self.tell(&ToKeeper::Ready(frozen), None);
@@ -117,10 +122,10 @@ impl KeeperLink {
 
     /// Memory as the last process left it.
     fn open_held(&self, name: &str) -> Option<io::Result<SharedMemory>> {
-        let held = self.held.lock();
-        let fd = held.get(name)?.try_clone();
-        self.used.lock().insert(name.to_owned());
-        Some(fd.and_then(SharedMemory::map))
+        let mut all = self.held.lock();
+        let held = all.get_mut(name)?;
+        held.is_used = true;
+        Some(held.fd.try_clone().and_then(SharedMemory::map))
     }
 
     fn keep_memory(&self, name: &str, memory: SharedMemory) -> io::Result<SharedMemory> {
@@ -201,20 +206,15 @@ impl MemoryKeeper for KeeperLink {
     }
 
     fn forget(&self, name: &str) {
-        let mut held = self.held.lock();
-        held.remove(name);
-        self.used.lock().remove(name);
-        drop(held);
+        self.held.lock().remove(name);
         self.tell(&ToKeeper::Forget(name.to_owned()), None);
     }
 
     fn put_back(&self, name: &str) {
-        let held = self.held.lock();
-        if held.contains_key(name) {
-            self.used.lock().remove(name);
+        if let Some(held) = self.held.lock().get_mut(name) {
+            held.is_used = false;
             return;
         }
-        drop(held);
         self.forget(name);
     }
 }

@@ -1,7 +1,7 @@
 //! Continuity: a small process that starts the daemon, holds what must outlive it, and starts the next one.
 //!
-//! [`process`] is that process, [`freezes`] its account of frozen file systems; [`link`] is the daemon's end of the socket between them; [`message`] is what they say. See
-//! `docs/internals/continuity.md`.
+//! [`process`] is that process, [`freezes`] its account of frozen file systems; [`link`] is the daemon's end of the socket between
+//! them; [`message`] is what they say. See `docs/internals/continuity.md`.
 
 mod freezes;
 pub mod link;

@@ -9,13 +9,13 @@ use std::sync::{Arc, OnceLock};
 
 use thinmap_block::backing::MemoryDevice;
 use thinmap_block::{BlockDevice, IoFlags, Op, submit_and_wait};
-use thinmap_dm::{MappedDevice, StatusKind, SuspendFlags, TableLine, WhichTable};
+use thinmap_dm::{MappedDevice, StatusKind, SuspendFlags, WhichTable};
 use thinmap_persistent_data::{BlockBytes, BlockKind, META_BLOCK_SIZE, seal, verify};
 use thinmap_runtime::IoBuf;
 use thinmap_units::Sector;
 
 use super::Target;
-use super::traffic::{KINDS, request};
+use super::traffic::{KINDS, live, request};
 use crate::Input;
 use crate::world::World;
 
@@ -253,10 +253,7 @@ fn run(bytes: &[u8]) {
     let device = world.device(&env, "hostile");
     if live(&device, scenario.sectors, scenario.table) {
         for _ in 0..OPERATIONS_MAX {
-            if input.is_empty() {
-                break;
-            }
-            if !operate(&device, scenario, &mut input) {
+            if input.is_empty() || !operate(&device, scenario, &mut input) {
                 break;
             }
         }
@@ -298,17 +295,6 @@ fn damage(good: &[Good], content: &mut [Vec<u8>], input: &mut Input<'_>) {
             seal(kind, block as u64, bytes);
         }
     }
-}
-
-fn live(device: &MappedDevice, sectors: u64, table: &str) -> bool {
-    let (target, params) = table.split_once(' ').expect("a target");
-    let line = TableLine {
-        start: Sector::ZERO,
-        len: Sector(sectors),
-        target: target.to_owned(),
-        params: params.to_owned(),
-    };
-    device.load(&[line], false).is_ok() && device.resume(SuspendFlags::default()).is_ok()
 }
 
 /// Whether the device takes requests afterwards: one that stays suspended keeps them.

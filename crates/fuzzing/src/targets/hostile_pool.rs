@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use thinmap_dm::{MappedDevice, StatusKind, SuspendFlags, TableLine, WhichTable};
+use thinmap_dm::{MappedDevice, StatusKind, SuspendFlags, WhichTable};
 use thinmap_runtime::IoBuf;
 use thinmap_thin_metadata::{Block4k, MetadataDevice};
 use thinmap_units::{MetaBlock, Sector};
@@ -13,7 +13,7 @@ use thinmap_units::{MetaBlock, Sector};
 use super::Target;
 use super::metadata::{BLOCK_SECTORS, DATA_BLOCKS, good_image};
 use super::metadata_damage::damage;
-use super::traffic::{KINDS, request};
+use super::traffic::{KINDS, live, request};
 use crate::Input;
 use crate::world::{Fenced, World};
 
@@ -49,23 +49,13 @@ fn run(bytes: &[u8]) {
     let env = world.environment();
     let pool = world.device(&env, "pool");
     let length = data_blocks * BLOCK_SECTORS;
-    let params = format!("meta data {BLOCK_SECTORS} 0 1 error_if_no_space");
-    if live(&pool, "thin-pool", length, &params) {
+    let table = format!("thin-pool meta data {BLOCK_SECTORS} 0 1 error_if_no_space");
+    if live(&pool, length, &table) {
         use_pool(&world, &env, &pool, &mut input);
     }
     let _ = pool.suspend(SuspendFlags::default());
     pool.destroy();
     world.end();
-}
-
-fn live(device: &MappedDevice, target: &str, length: u64, params: &str) -> bool {
-    let line = TableLine {
-        start: Sector::ZERO,
-        len: Sector(length),
-        target: target.to_owned(),
-        params: params.to_owned(),
-    };
-    device.load(&[line], false).is_ok() && device.resume(SuspendFlags::default()).is_ok()
 }
 
 fn use_pool(
@@ -78,9 +68,8 @@ fn use_pool(
     let first = 1 + input.below(5);
     let opened = live(
         &volume,
-        "thin",
         VOLUME_BLOCKS * BLOCK_SECTORS,
-        &format!("pool {first}"),
+        &format!("thin pool {first}"),
     );
     for _ in 0..OPERATIONS_MAX {
         if input.is_empty() {

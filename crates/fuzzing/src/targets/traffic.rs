@@ -1,11 +1,23 @@
-//! Requests to a mapped device, as an input says.
+//! A mapped device and requests to it, as an input says.
 
 use thinmap_block::{BlockDevice, IoFlags, Op, submit_and_wait};
-use thinmap_dm::MappedDevice;
+use thinmap_dm::{MappedDevice, SuspendFlags, TableLine};
 use thinmap_runtime::IoBuf;
 use thinmap_units::Sector;
 
 use crate::Input;
+
+/// Makes a table of one line live: a target and its arguments, over so many sectors. Whether that went well.
+pub fn live(device: &MappedDevice, sectors: u64, table: &str) -> bool {
+    let (target, params) = table.split_once(' ').expect("a target");
+    let line = TableLine {
+        start: Sector::ZERO,
+        len: Sector(sectors),
+        target: target.to_owned(),
+        params: params.to_owned(),
+    };
+    device.load(&[line], false).is_ok() && device.resume(SuspendFlags::default()).is_ok()
+}
 
 /// Kinds of request.
 pub const KINDS: usize = 6;

@@ -1,7 +1,7 @@
 //! A mapping's key in secret memory that outlives the process: the state that the next one reads has only the name of it. See
 //! `docs/internals/continuity.md`.
 //!
-//! INVARIANT: [`VALID_AT`] is not zero only while key and name are whole.
+//! INVARIANT: the state is [`WHOLE`] only while key and name are.
 
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use thinmap_runtime::SecretBytes;
 use crate::kept::Named;
 
 const MAGIC: u64 = u64::from_le_bytes(*b"crypt-K1");
-const VALID_AT: usize = 2;
+const STATE_AT: usize = 2;
 const NAME_BYTES_AT: usize = 3;
 const NAME_AT: usize = 4;
 /// Bytes of the longest name of a kernel's key, with its type.
@@ -51,8 +51,8 @@ impl Kept {
         key_bytes: usize,
     ) -> std::io::Result<Option<(Self, Left)>> {
         let mut kept = Self::open(keeper, id.to_owned(), key_bytes)?;
-        let valid = kept.memory.word(VALID_AT).load(SeqCst);
-        if valid == 0 {
+        let state = kept.memory.word(STATE_AT).load(SeqCst);
+        if state == NEVER {
             return Ok(None);
         }
         kept.untouched = true;
@@ -61,7 +61,7 @@ impl Kept {
         kept.read(NAME_AT, &mut name);
         let name = String::from_utf8(name).ok().filter(|name| !name.is_empty());
         let mut key = None;
-        if valid == WHOLE {
+        if state == WHOLE {
             let mut bytes = SecretBytes::zeroed(key_bytes)?;
             kept.read(KEY_AT, &mut bytes);
             key = Some(bytes);
@@ -101,12 +101,12 @@ impl Kept {
         let name_bytes = self.memory.word(NAME_BYTES_AT);
         name_bytes.store(name.len() as u64, SeqCst);
         self.write(KEY_AT, key);
-        self.memory.word(VALID_AT).store(WHOLE, SeqCst);
+        self.memory.word(STATE_AT).store(WHOLE, SeqCst);
     }
 
     /// There is no key any more, and the next process must not think that there was none ever.
     pub(super) fn wipe(&self) {
-        self.memory.word(VALID_AT).store(WIPED, SeqCst);
+        self.memory.word(STATE_AT).store(WIPED, SeqCst);
         let rest = &self.memory.words()[NAME_BYTES_AT..];
         rest.iter().for_each(|word| word.store(0, SeqCst));
     }
@@ -139,5 +139,7 @@ impl Drop for Kept {
     }
 }
 
+/// As new memory is.
+const NEVER: u64 = 0;
 const WIPED: u64 = 1;
 const WHOLE: u64 = 2;

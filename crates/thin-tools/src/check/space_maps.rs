@@ -227,21 +227,19 @@ impl Check<'_> {
             let beyond = (end..ENTRIES_PER_BITMAP).find(is_counted);
             harvest.beyond.extend(beyond.map(|at| (block, first + at)));
         });
+        let name = space.name();
         for harvest in harvests {
             recorded.allocated += harvest.allocated;
             for (bitmap, block) in harvest.beyond {
-                let name = space.name();
                 let what =
                     format!("counts {name} block {block}, which is beyond the end of the device");
                 let finding = Finding::fatal(Area::SpaceMaps, what);
                 self.findings.add(finding.in_block(bitmap));
             }
             for block in harvest.untold {
-                let name = space.name();
                 let what =
                     format!("has no count for {name} block {block}, which has one above two");
-                let finding = Finding::fatal(Area::SpaceMaps, what);
-                self.findings.add(finding);
+                self.findings.add(Finding::fatal(Area::SpaceMaps, what));
             }
             for (block, counted, found) in harvest.wrong {
                 self.wrong_count(space, block, counted, found);
