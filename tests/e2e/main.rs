@@ -12,6 +12,8 @@ mod file_systems;
 mod fio;
 mod flush_log;
 mod full;
+#[cfg(target_arch = "x86_64")]
+mod hang;
 mod integrity;
 mod kept;
 mod keys;
@@ -26,6 +28,8 @@ mod restart;
 mod security;
 mod session;
 mod snapshots;
+#[cfg(target_arch = "x86_64")]
+mod spin;
 mod start;
 mod test_targets;
 mod thin_tools;

@@ -1,5 +1,7 @@
 //! The one seam of the data path.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
 use thinmap_units::{BlkStatus, Sector};
 
 use crate::io::{Io, Op};
@@ -69,6 +71,14 @@ pub trait BlockDevice: Send + Sync {
             zeroes: false,
         });
         Ok(())
+    }
+}
+
+/// Submits a request that comes from outside. If the device panics this request fails, and those of others go on.
+pub fn submit_from_outside(device: &dyn BlockDevice, io: Io) {
+    // The request fails as it is dropped.
+    if catch_unwind(AssertUnwindSafe(|| device.submit(io))).is_err() {
+        tracing::error!("a device has panicked on a request, which failed");
     }
 }
 

@@ -11,7 +11,7 @@ mod limits;
 mod queue;
 mod sync;
 
-pub use device::{BlockDevice, Extent, out_of_range};
+pub use device::{BlockDevice, Extent, out_of_range, submit_from_outside};
 pub use io::{EndIo, Io, IoFlags, Op};
 pub use limits::{QueueLimits, SECTORS_UNLIMITED};
 pub use queue::{

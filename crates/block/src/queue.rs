@@ -4,12 +4,13 @@
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::os::fd::RawFd;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use thinmap_runtime::{Completed, Ring, Waker};
+use thinmap_runtime::{Completed, Pulse, PulseKind, Ring, Waker};
 
 use crate::backing::file::FileIo;
 
@@ -105,9 +106,11 @@ fn run(mut handler: impl QueueHandler, waker: &Waker) {
         done: Vec::new(),
         ready: Vec::new(),
         armed: Vec::new(),
+        pulse: Pulse::begin(PulseKind::Serving),
     };
     let mut watch = Watch::default();
     loop {
+        state.pulse.works();
         waker.stay_up();
         let sleeps = match handler.turn() {
             Turn::Stop => return,
@@ -166,6 +169,7 @@ struct Loop {
     ready: Vec<u32>,
     /// Polls in the ring, by token; `None` slots are free.
     armed: Vec<Option<(RawFd, i16)>>,
+    pulse: Pulse,
 }
 
 impl Loop {
@@ -191,10 +195,12 @@ impl Loop {
     }
 
     fn advance(&mut self, wait: bool) {
-        let (done, ready) = (&mut self.done, &mut self.ready);
+        let (done, ready, pulse) = (&mut self.done, &mut self.ready, &self.pulse);
         with_ring(|ring| {
             if wait {
+                pulse.waits();
                 ring.submit_and_wait();
+                pulse.works();
             } else {
                 ring.submit();
             }
@@ -212,7 +218,10 @@ impl Loop {
             result,
         } in self.done.drain(..)
         {
-            payload.ended(buf, result);
+            // What else is in flight on this thread is of other devices.
+            if catch_unwind(AssertUnwindSafe(|| payload.ended(buf, result))).is_err() {
+                tracing::error!("a device has panicked at the end of a request, which failed");
+            }
         }
     }
 }

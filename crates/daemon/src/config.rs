@@ -109,6 +109,8 @@ pub struct ContinuitySection {
     pub keeper: bool,
     /// More deaths within a minute and the keeper gives up; 0: it never does for that.
     pub deaths_max: u32,
+    /// Seconds until a daemon that hangs ends itself; 0: never.
+    pub hang_secs: u32,
 }
 
 impl Default for ContinuitySection {
@@ -116,6 +118,7 @@ impl Default for ContinuitySection {
         Self {
             keeper: true,
             deaths_max: 10,
+            hang_secs: 60,
         }
     }
 }

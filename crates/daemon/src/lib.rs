@@ -20,6 +20,7 @@ mod resume;
 mod service;
 mod state;
 mod state_log;
+mod watchdog;
 mod without_host;
 
 pub use access::{Access, AccessError, AccessSection};

@@ -112,6 +112,7 @@ fn serve(config: &Config, link: Option<Arc<KeeperLink>>) -> Result<(), RunError>
     *daemon.nbd.write() = start_nbd(&daemon, nbd)?;
     access.grant_sockets(&config.run_dir)?;
     let running = server.start(daemon.clone())?;
+    watch_threads(&daemon, config.file.continuity.hang_secs)?;
     if let Some(link) = &link {
         let frozen = daemon.devices.all().into_iter();
         let frozen = frozen.filter(|device| device.md.is_frozen());
@@ -408,6 +409,18 @@ fn watch_signals(daemon: &Arc<Daemon>) -> Result<signal_hook::iterator::Handle, 
         })
         .map_err(system)?;
     Ok(handle)
+}
+
+/// Before the keeper's memory that nobody has taken is let go.
+fn watch_threads(daemon: &Arc<Daemon>, hang_secs: u32) -> Result<(), RunError> {
+    if hang_secs == 0 {
+        return Ok(());
+    }
+    let limit = Duration::from_secs(u64::from(hang_secs));
+    crate::watchdog::start(daemon, limit).map_err(|source| RunError::System {
+        what: "watch threads",
+        source,
+    })
 }
 
 /// Names under which the keeper holds the control socket and the lock of the run directory.

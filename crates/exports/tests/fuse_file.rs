@@ -10,8 +10,8 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 
 use fuse_support::*;
-use thinmap_block::backing::MemoryDevice;
-use thinmap_block::{BlockDevice, Op};
+use thinmap_block::backing::{FileDevice, MemoryDevice, OpenMode};
+use thinmap_block::{BlockDevice, EndIo, Io, Op, QueueLimits};
 use thinmap_exports::block_node::{self, NodeKind, NodesConfig};
 use thinmap_units::{BlkStatus, Sector};
 
@@ -311,4 +311,82 @@ fn copy_for_all(dir: &Path) -> PathBuf {
     let copy = dir.join("test-binary");
     std::fs::copy(std::env::current_exe().expect("own path"), &copy).expect("copy");
     copy
+}
+
+#[test]
+fn a_device_that_panics_fails_its_request_and_no_other() {
+    let stack = Stack::start();
+    // More often than there are queue threads.
+    let bad = Double::new(Sector(2048), |io: &Io| {
+        assert!(
+            io.op != Op::Read || io.sector != Sector(1024),
+            "wanted by the test"
+        );
+        Fate::Pass
+    });
+    let (_bad_node, bad_path) = file_of(&stack, bad);
+    let (_node, path) = file_of(&stack, Arc::new(MemoryDevice::new(Sector(2048))));
+    let bad = std::fs::File::open(bad_path).expect("open");
+    let mut block = [1; 4096];
+    for _ in 0..12 {
+        let error = bad
+            .read_exact_at(&mut block, 1024 * 512)
+            .expect_err("it panics");
+        assert_eq!(error.raw_os_error(), Some(libc::EIO));
+    }
+    bad.read_exact_at(&mut block, 0).expect("another place");
+    let file = std::fs::File::open(path).expect("open");
+    file.read_exact_at(&mut block, 1024 * 512)
+        .expect("another device");
+    assert_eq!(block, [0; 4096]);
+}
+
+/// A file whose reads of its second half bring a panic when they are done.
+struct PanicsAtTheEnd(FileDevice);
+
+struct Panics;
+
+impl EndIo for Panics {
+    fn end_io(self: Arc<Self>, _io: Io, _tag: u64, _status: BlkStatus) {
+        panic!("wanted by the test");
+    }
+}
+
+impl BlockDevice for PanicsAtTheEnd {
+    fn limits(&self) -> QueueLimits {
+        self.0.limits()
+    }
+
+    fn size(&self) -> Sector {
+        self.0.size()
+    }
+
+    fn submit(&self, mut io: Io) {
+        if io.op == Op::Read && io.sector >= Sector(1024) {
+            io.push_end_io(Arc::new(Panics), 0);
+        }
+        self.0.submit(io);
+    }
+}
+
+#[test]
+fn a_device_that_panics_at_the_end_of_a_request_fails_it_and_no_other() {
+    let stack = Stack::start();
+    let image = tempfile::NamedTempFile::new().expect("file");
+    image.as_file().set_len(1 << 20).expect("size");
+    let mode = OpenMode {
+        read_only: false,
+        exclusive: false,
+    };
+    let device = FileDevice::open(image.path(), mode).expect("open");
+    let (_node, path) = file_of(&stack, Arc::new(PanicsAtTheEnd(device)));
+    let file = std::fs::File::open(path).expect("open");
+    let mut block = [1; 4096];
+    for _ in 0..12 {
+        let error = file
+            .read_exact_at(&mut block, 1024 * 512)
+            .expect_err("it panics");
+        assert_eq!(error.raw_os_error(), Some(libc::EIO));
+        file.read_exact_at(&mut block, 0).expect("another place");
+    }
 }

@@ -10,6 +10,7 @@ use std::time::Duration;
 use parking_lot::{Condvar, Mutex};
 
 use crate::clock::{Clock, RealClock};
+use crate::pulse::{Pulse, PulseKind};
 
 /// When an actor wants to run again.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -135,10 +136,15 @@ impl Wake for ThreadActor {
 }
 
 fn run(actor: &dyn Actor, shared: &ThreadActor, clock: &dyn Clock) {
+    let pulse = Pulse::begin(PulseKind::Working);
     loop {
+        pulse.works();
         match catch_unwind(AssertUnwindSafe(|| actor.turn(clock.now()))) {
             Ok(NextTurn::Stop) => break,
-            Ok(next) => sleep(shared, clock, next),
+            Ok(next) => {
+                pulse.waits();
+                sleep(shared, clock, next);
+            }
             Err(_) => {
                 actor.panicked();
                 break;

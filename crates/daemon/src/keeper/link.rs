@@ -5,6 +5,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{SyncSender, sync_channel};
 
 use parking_lot::Mutex;
@@ -28,6 +29,7 @@ pub struct KeeperLink {
     waiting: Mutex<HashMap<Number, SyncSender<i32>>>,
     /// Frozen by this process, as the keeper is gone.
     frozen: Mutex<HashMap<DevNo, OwnedFd>>,
+    gone: AtomicBool,
 }
 
 /// See [`KeeperLink::held`].
@@ -60,6 +62,7 @@ impl KeeperLink {
             held: Mutex::new(held),
             waiting: Mutex::default(),
             frozen: Mutex::default(),
+            gone: AtomicBool::new(false),
         });
         let reader = link.clone();
         std::thread::Builder::new()
@@ -114,6 +117,11 @@ impl KeeperLink {
         self.tell(&ToKeeper::Stopping, None);
     }
 
+    /// The keeper is no more: no other daemon follows this one.
+    pub fn is_gone(&self) -> bool {
+        self.gone.load(Ordering::Relaxed)
+    }
+
     /// Asks for a successor of this binary; the daemon must then end with [`super::message::UPGRADE_EXIT`].
     pub fn upgrade(&self, path: &Path, binary: BorrowedFd<'_>) -> io::Result<()> {
         let message = ToKeeper::Upgrade(path.to_owned());
@@ -163,6 +171,7 @@ impl KeeperLink {
         tracing::error!(
             "the keeper is gone: the daemon goes on, but nothing is held any more when it dies"
         );
+        self.gone.store(true, Ordering::Relaxed);
         self.waiting.lock().clear();
     }
 

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use thinmap_block::{EndIo, Io, IoFlags, Op};
+use thinmap_block::{EndIo, Io, IoFlags, Op, submit_from_outside};
 use thinmap_runtime::IoBuf;
 use thinmap_units::{BlkStatus, Sector};
 use zerocopy::FromBytes;
@@ -114,12 +114,8 @@ impl Queue {
         if is_aligned(&geometry, args.offset, len) {
             let buf = self.take_buffer(header.unique, len as usize);
             self.channel.begin(buf.len());
-            device.submit(Io::read(
-                Sector::from_bytes(args.offset),
-                buf,
-                sink,
-                header.unique,
-            ));
+            let start = Sector::from_bytes(args.offset);
+            submit_from_outside(&*device, Io::read(start, buf, sink, header.unique));
         } else {
             UnalignedRead::start(
                 &self.channel,
@@ -167,7 +163,7 @@ impl Queue {
             self.channel.begin(buf.len());
             let mut io = Io::write(Sector::from_bytes(args.offset), buf, sink, header.unique);
             io.flags = flags;
-            device.submit(io);
+            submit_from_outside(&*device, io);
         } else {
             let data = self.payload(header.unique, len as usize).to_vec();
             UnalignedWrite::start(
@@ -193,7 +189,7 @@ impl Queue {
             return self.channel.reply(header.unique, 0);
         };
         self.channel.begin(0);
-        device.submit(Io::flush(sink, header.unique));
+        submit_from_outside(&*device, Io::flush(sink, header.unique));
     }
 
     pub(super) fn fallocate(&mut self, header: &InHeader, args: &[u8]) {
@@ -239,7 +235,7 @@ impl Queue {
             header.unique,
         );
         io.flags.no_unmap = no_unmap;
-        device.submit(io);
+        submit_from_outside(&*device, io);
     }
 }
 

@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
-use thinmap_block::{BlockDevice, EndIo, Io, IoFlags, Op};
+use thinmap_block::{BlockDevice, EndIo, Io, IoFlags, Op, submit_from_outside};
 use thinmap_runtime::IoBuf;
 use thinmap_units::{BlkStatus, Sector};
 
@@ -68,12 +68,9 @@ impl UnalignedRead {
             covered: cover.len,
         };
         let buf = IoBuf::alloc(cover.len);
-        device.submit(Io::read(
-            Sector::from_bytes(cover.start),
-            buf,
-            Arc::new(job),
-            unique,
-        ));
+        let start = Sector::from_bytes(cover.start);
+        let read = Io::read(start, buf, Arc::new(job), unique);
+        submit_from_outside(&**device, read);
     }
 }
 
@@ -153,7 +150,8 @@ impl UnalignedWrite {
     fn run(self: Arc<Self>) {
         let buf = IoBuf::alloc(self.cover.len);
         let device = self.device.clone();
-        device.submit(Io::read(Sector::from_bytes(self.cover.start), buf, self, 0));
+        let read = Io::read(Sector::from_bytes(self.cover.start), buf, self, 0);
+        submit_from_outside(&*device, read);
     }
 
     fn finish(&self, status: BlkStatus) {
@@ -190,7 +188,7 @@ impl EndIo for UnalignedWrite {
         let start = Sector::from_bytes(self.cover.start);
         let mut write = Io::write(start, buf, self.clone(), 0);
         write.flags = self.flags;
-        device.submit(write);
+        submit_from_outside(&*device, write);
     }
 }
 

@@ -12,12 +12,11 @@
 use std::collections::VecDeque;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::BorrowedFd;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Instant;
 
 use smallvec::SmallVec;
-use thinmap_block::{Io, Op};
+use thinmap_block::{Io, Op, submit_from_outside};
 use thinmap_runtime::IoBuf;
 use thinmap_units::{BlkStatus, Sector};
 
@@ -380,11 +379,7 @@ impl Connection {
 
     fn submit(&mut self, io: Io) {
         self.turn_bytes += io.buf.len();
-        let device = &self.agreement.export.device;
-        // A panic in one device must not end the clients of others. The request fails as it is dropped.
-        if catch_unwind(AssertUnwindSafe(|| device.submit(io))).is_err() {
-            tracing::error!("NBD: a device has panicked on a request");
-        }
+        submit_from_outside(&*self.agreement.export.device, io);
     }
 
     /// A part of the request in `slot` has come back.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use parking_lot::RwLock;
-use thinmap_block::{BlockDevice, EndIo, Io, IoFlags, Op};
+use thinmap_block::{BlockDevice, EndIo, Io, IoFlags, Op, submit_from_outside};
 use thinmap_runtime::IoBuf;
 use thinmap_units::{BlkStatus, Sector};
 
@@ -95,7 +95,7 @@ impl QueueSink {
                 && matches!(op, Op::Write | Op::WriteZeroes),
             no_unmap: descriptor.op_flags & IO_FLAG_NO_UNMAP != 0 && op == Op::WriteZeroes,
         };
-        device.submit(io);
+        submit_from_outside(&*device, io);
         Ok(())
     }
 }
