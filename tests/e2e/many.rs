@@ -67,6 +67,25 @@ fn two_hundred_active_block_devices_at_once() {
 }
 
 #[test]
+fn more_devices_than_a_shell_has_descriptors_outlive_the_daemon() {
+    let world = World::new();
+    world.sh(
+        "printf '[block_devices]\nenabled = false\n' > config.toml
+         (ulimit -Sn 64; thinmap daemon --detach --config config.toml)
+         key=$(printf '00%.0s' $(seq 32)); truncate -s 1M disk.img
+         for i in $(seq 100); do
+             truncate -s 1M disk.$i
+             dmsetup create lin$i --table \"0 2048 linear $PWD/disk.$i 0\"
+             dmsetup create key$i --table \"0 8 crypt aes-xts-plain64 $key 0 $PWD/disk.img $((i * 8))\"
+         done",
+    );
+    world.kill_daemon();
+    assert_eq!(world.sh("dmsetup table | wc -l").trim(), "200");
+    world.sh("dmsetup remove_all");
+    world.end();
+}
+
+#[test]
 fn devices_stack_ten_deep() {
     if !can_make_block_devices("devices_stack_ten_deep") {
         return;

@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
+use rustix::process::Resource;
 use thinmap_daemon::ContinuitySection;
 use thinmap_daemon::keeper::link::KeeperLink;
 use thinmap_daemon::keeper::process::KeeperConfig;
@@ -31,6 +32,7 @@ pub fn run(options: &DaemonOptions) -> anyhow::Result<i32> {
     if options.detach {
         return detach(options);
     }
+    take_all_descriptors();
     if options.kept {
         // Before the link's thread, which would keep all that this one has.
         thinmap_daemon::give_up_privileges();
@@ -68,6 +70,16 @@ pub fn run(options: &DaemonOptions) -> anyhow::Result<i32> {
     }
     thinmap_daemon::run(&config, link)?;
     Ok(0)
+}
+
+/// Devices, clients and what a keeper holds take descriptors; the limit that is in force is one for programs that use select(2).
+fn take_all_descriptors() {
+    let mut limit = rustix::process::getrlimit(Resource::Nofile);
+    // Programs that it starts may close all that there could be, one by one.
+    let wanted = limit.maximum.map_or(DESCRIPTORS, |max| max.min(DESCRIPTORS));
+    limit.current = limit.current.map(|now| now.max(wanted));
+    // Where that is not allowed it stays as it was, and who meets it is told.
+    let _ = rustix::process::setrlimit(Resource::Nofile, limit);
 }
 
 fn wants_keeper(options: &DaemonOptions, section: &ContinuitySection) -> bool {
@@ -115,6 +127,7 @@ fn run_keeper(options: &DaemonOptions, limits: ContinuitySection) -> anyhow::Res
     Ok(thinmap_daemon::keeper::process::run(config)?)
 }
 
+const DESCRIPTORS: u64 = 1 << 20;
 /// Set to anything but nothing and 0, daemons run without a keeper.
 const NO_KEEPER: &str = "THINMAP_NO_KEEPER";
 /// The first kernel with FUSE_NOTIFY_RESEND.
