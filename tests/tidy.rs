@@ -66,6 +66,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "control",
             "daemon",
             "dm",
+            "persistent-data",
             "runtime",
             "sim",
             "targets",

@@ -29,6 +29,8 @@ pub struct Layout {
     pub block: u64,
     /// Sectors of the external origin.
     pub origin: u64,
+    /// Sectors that edges of cells are multiples of.
+    pub grain: u64,
     /// Unwritten parts of new blocks hold anything.
     pub skip_zeroing: bool,
 }
@@ -37,8 +39,8 @@ impl Layout {
     /// First sector of cell `cell` of a volume.
     pub fn edge(&self, cell: u64) -> u64 {
         let inside = match cell % CELLS {
-            7 => self.block - 1,
-            i => [0, 1, 8, 15, 24, 64, 100][i as usize],
+            7 => self.block - self.grain,
+            i => self.grain * [0, 1, 8, 15, 24, 64, 100][i as usize],
         };
         cell / CELLS * self.block + inside
     }
@@ -344,6 +346,25 @@ impl Oracle {
                 .cells
                 .iter_mut()
                 .for_each(|history| settle(history, now));
+        }
+    }
+
+    /// The daemon has died, and what it had submitted is done. Disks keep what they had, durable or not. `keeps`: so is everything that
+    /// was answered; otherwise what was not durable may be gone.
+    pub fn died(&mut self, keeps: bool) {
+        let now = self.tick();
+        self.reads.clear();
+        for volume in self.volumes.values_mut() {
+            volume.presence = Presence::Yes;
+            volume.snapshot_of = None;
+            for history in &mut volume.cells {
+                history.retain(|e| !e.past);
+                let one = history.len() == 1;
+                for entry in history.iter_mut() {
+                    entry.ended = entry.ended.min(now);
+                    entry.certain &= keeps || one || entry.durable;
+                }
+            }
         }
     }
 

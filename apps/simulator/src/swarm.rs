@@ -116,6 +116,7 @@ impl Swarm {
         Self {
             layout: Layout {
                 block,
+                grain: 1,
                 origin: rng.random_range(1..volume_blocks * block),
                 skip_zeroing: features.contains(&"skip_block_zeroing"),
             },

@@ -79,12 +79,16 @@ fn targets_by_themselves_lose_no_flushed_write() {
 #[test]
 fn seeds_of_targets_by_themselves_that_once_failed_pass() {
     for (kind, seed) in [
+        (Kind::Cache, 55),
         (Kind::Clone, 114),
         (Kind::Merge, 2),
         (Kind::Merge, 11_752),
         (Kind::Raid5, 10_642),
         (Kind::Snapshot, 1180),
         (Kind::Snapshot, 1343),
+        (Kind::Writecache, 18),
+        (Kind::Writecache, 99),
+        (Kind::Writecache, 190),
     ] {
         alone_passed(kind, seed, &run_alone(kind, seed));
     }

@@ -76,7 +76,9 @@ pub fn run(options: &DaemonOptions) -> anyhow::Result<i32> {
 fn take_all_descriptors() {
     let mut limit = rustix::process::getrlimit(Resource::Nofile);
     // Programs that it starts may close all that there could be, one by one.
-    let wanted = limit.maximum.map_or(DESCRIPTORS, |max| max.min(DESCRIPTORS));
+    let wanted = limit
+        .maximum
+        .map_or(DESCRIPTORS, |max| max.min(DESCRIPTORS));
     limit.current = limit.current.map(|now| now.max(wanted));
     // Where that is not allowed it stays as it was, and who meets it is told.
     let _ = rustix::process::setrlimit(Resource::Nofile, limit);

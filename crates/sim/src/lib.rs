@@ -7,6 +7,7 @@
 mod fault_plan;
 mod image;
 mod image_metadata;
+mod medium;
 mod sim_disk;
 mod sim_executor;
 mod sim_metadata_disk;
@@ -14,6 +15,7 @@ mod sim_metadata_disk;
 pub use fault_plan::FaultPlan;
 pub use image::{Content, Image, SECTOR, mix};
 pub use image_metadata::ImageMetadata;
+pub use medium::Medium;
 pub use sim_disk::{DiskManners, JUNK, SimDisk};
 pub use sim_executor::{SimClock, SimExecutor};
 pub use sim_metadata_disk::{Fault, Loss, SimMetadataDisk};

@@ -5,19 +5,18 @@
 //! those writes durable that had ended before it was submitted. Of all other writes, in flight ones among them, a cut
 //! leaves for each sector any one of the contents that it was given, or the durable one.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use parking_lot::Mutex;
 use rand::Rng;
 use rand::rngs::SmallRng;
-use smallvec::SmallVec;
 use thinmap_block::{BlockDevice, Io, Op, QueueLimits, SECTORS_UNLIMITED, out_of_range};
 use thinmap_units::{BlkStatus, Sector};
 
 use crate::Loss;
 use crate::fault_plan::{FaultPlan, Faults};
 use crate::image::{Content, Image, SECTOR, mix};
+use crate::medium::{Candidate, Medium};
 
 /// What reads of a discarded sector may give.
 pub const JUNK: u64 = 0xdead_d15c_a4d0_dead;
@@ -43,14 +42,6 @@ pub struct SimDisk {
     manners: DiskManners,
 }
 
-struct Candidate {
-    /// Of the write.
-    write: u64,
-    content: Content,
-    /// When its write ended, in requests of this disk; `None` while it is in flight.
-    ended: Option<u64>,
-}
-
 struct InFlight {
     number: u64,
     ready_at: Duration,
@@ -58,15 +49,8 @@ struct InFlight {
 }
 
 struct State {
-    /// What reads see.
-    now: Image,
-    /// What survives for certain.
-    durable: Image,
-    /// By sector: what may have reached the medium since, oldest first.
-    unflushed: BTreeMap<u64, SmallVec<[Candidate; 2]>>,
+    medium: Medium,
     in_flight: Vec<InFlight>,
-    /// Counts submissions and ends.
-    ticks: u64,
     faults: Faults,
     rng: SmallRng,
     time: Duration,
@@ -76,15 +60,12 @@ struct State {
 }
 
 impl SimDisk {
-    /// A disk that holds `image`; `rng` decides what is left to chance.
-    pub fn new(image: Image, manners: DiskManners, rng: SmallRng) -> Self {
+    /// A disk that holds this; `rng` decides what is left to chance.
+    pub fn new(medium: impl Into<Medium>, manners: DiskManners, rng: SmallRng) -> Self {
         Self {
             state: Mutex::new(State {
-                now: image.clone(),
-                durable: image,
-                unflushed: BTreeMap::new(),
+                medium: medium.into(),
                 in_flight: Vec::new(),
-                ticks: 0,
                 faults: Faults::new(FaultPlan::None),
                 rng,
                 time: Duration::ZERO,
@@ -108,28 +89,22 @@ impl SimDisk {
     /// Adds room, zeroed, durable at once.
     pub fn grow(&self, sectors: u64) {
         let mut state = self.state.lock();
-        state.now.grow(sectors);
-        state.durable.grow(sectors);
+        state.medium.now.grow(sectors);
+        state.medium.durable.grow(sectors);
     }
 
     /// Changes the medium behind everybody's back, durably.
     pub fn damage(&self, sector: u64, change: impl FnOnce(&mut [u8])) {
         let mut state = self.state.lock();
         let mut bytes = [0; SECTOR];
-        state.now.get(sector).fill(&mut bytes);
+        state.medium.now.get(sector).fill(&mut bytes);
         change(&mut bytes);
-        let content = Content::new(&bytes);
-        state.now.set(sector, content.clone());
-        state.durable.set(sector, content);
-        state.unflushed.remove(&sector);
+        state.medium.set(sector, Content::new(&bytes));
     }
 
     /// Another medium in its place, as it may be found later.
     pub fn replace(&self, image: Image) {
-        let mut state = self.state.lock();
-        state.now = image.clone();
-        state.durable = image;
-        state.unflushed.clear();
+        self.state.lock().medium = image.into();
     }
 
     /// Power is gone: every request fails from now on and nothing changes any more.
@@ -142,6 +117,26 @@ impl SimDisk {
         for request in failed {
             request.io.complete(BlkStatus::IoErr);
         }
+    }
+
+    /// Who uses the disk has died: what it had submitted is done, in any order, and nothing of its changes anything any more. What the
+    /// next one finds.
+    pub fn orphan(&self) -> Medium {
+        let mut state = self.state.lock();
+        let mut ended = Vec::new();
+        while !state.in_flight.is_empty() {
+            let count = state.in_flight.len();
+            let which = state.rng.random_range(0..count);
+            let request = state.in_flight.swap_remove(which);
+            ended.push(state.perform(request).0);
+        }
+        state.dead = true;
+        let medium = state.medium.clone();
+        drop(state);
+        for io in ended {
+            io.complete(BlkStatus::IoErr);
+        }
+        medium
     }
 
     /// Requests in flight that may end at `time`.
@@ -177,9 +172,9 @@ impl SimDisk {
     /// What is found after a power cut now.
     pub fn after_cut(&self, loss: Loss, rng: &mut SmallRng) -> Image {
         let state = self.state.lock();
-        let mut image = state.durable.clone();
+        let mut image = state.medium.durable.clone();
         let lost = rng.random::<u64>();
-        for (sector, candidates) in &state.unflushed {
+        for (sector, candidates) in &state.medium.unflushed {
             let kept = match loss {
                 Loss::DropAll => None,
                 Loss::KeepAll => candidates.last(),
@@ -199,7 +194,7 @@ impl SimDisk {
     /// The numbers of the writes that a power cut now might lose, whole or in part.
     pub fn unflushed_writes(&self) -> Vec<u64> {
         let state = self.state.lock();
-        let all = state.unflushed.values().flatten();
+        let all = state.medium.unflushed.values().flatten();
         let mut writes: Vec<u64> = all.map(|candidate| candidate.write).collect();
         writes.sort_unstable();
         writes.dedup();
@@ -209,8 +204,8 @@ impl SimDisk {
     /// What is found after a power cut now when of those writes these are kept and the others lost.
     pub fn after_cut_keeping(&self, kept: &[u64]) -> Image {
         let state = self.state.lock();
-        let mut image = state.durable.clone();
-        for (sector, candidates) in &state.unflushed {
+        let mut image = state.medium.durable.clone();
+        for (sector, candidates) in &state.medium.unflushed {
             if let Some(last) = candidates.iter().rfind(|c| kept.contains(&c.write)) {
                 image.set(*sector, last.content.clone());
             }
@@ -220,12 +215,12 @@ impl SimDisk {
 
     /// Sectors whose content a power cut now would leave to chance.
     pub fn unflushed_sectors(&self) -> usize {
-        self.state.lock().unflushed.len()
+        self.state.lock().medium.unflushed.len()
     }
 
     /// What reads see now.
     pub fn content(&self) -> Image {
-        self.state.lock().now.clone()
+        self.state.lock().medium.now.clone()
     }
 
     /// A hash of all requests and their ends so far.
@@ -244,7 +239,7 @@ impl State {
                 match io.op {
                     Op::Write => Content::new(&io.buf.as_slice()[i * SECTOR..(i + 1) * SECTOR]),
                     Op::Discard => match mix(sector ^ (number << 20)) % 3 {
-                        0 => self.now.get(sector).clone(),
+                        0 => self.medium.now.get(sector).clone(),
                         1 => Content::Word(0),
                         _ => Content::Word(JUNK),
                     },
@@ -256,16 +251,20 @@ impl State {
     }
 
     fn submitted(&mut self, io: &Io) -> u64 {
-        self.ticks += 1;
-        let number = self.ticks;
+        self.medium.ticks += 1;
+        let number = self.medium.ticks;
         self.note(io, number);
         if io.is_write() {
             for (sector, content) in self.contents(io, number) {
-                self.unflushed.entry(sector).or_default().push(Candidate {
-                    write: number,
-                    content,
-                    ended: None,
-                });
+                self.medium
+                    .unflushed
+                    .entry(sector)
+                    .or_default()
+                    .push(Candidate {
+                        write: number,
+                        content,
+                        ended: None,
+                    });
             }
         }
         number
@@ -278,12 +277,12 @@ impl State {
 
     /// The request takes effect, or fails.
     fn perform(&mut self, request: InFlight) -> (Io, BlkStatus) {
-        self.ticks += 1;
+        self.medium.ticks += 1;
         let InFlight { number, mut io, .. } = request;
         let fails = self.faults.fails(io.op);
         self.note(&io, number ^ u64::from(fails) << 8);
         match io.op {
-            Op::Read if !fails => self.now.read(io.sector.raw(), io.buf.as_mut_slice()),
+            Op::Read if !fails => self.medium.now.read(io.sector.raw(), io.buf.as_mut_slice()),
             Op::Flush if !fails => self.flushed(number),
             Op::Read | Op::Flush => {}
             _ => self.written(&io, number, fails),
@@ -297,7 +296,7 @@ impl State {
     }
 
     fn written(&mut self, io: &Io, number: u64, fails: bool) {
-        let now = self.ticks;
+        let now = self.medium.ticks;
         // One that fails may have been done in part.
         let done = if fails {
             self.rng.random_range(0..=io.sectors.raw())
@@ -305,7 +304,7 @@ impl State {
             io.sectors.raw()
         };
         for (i, sector) in (0..).zip(io.sector.raw()..io.end().raw()) {
-            let Some(candidates) = self.unflushed.get_mut(&sector) else {
+            let Some(candidates) = self.medium.unflushed.get_mut(&sector) else {
                 continue;
             };
             let Some(mine) = candidates.iter().position(|c| c.write == number) else {
@@ -317,24 +316,24 @@ impl State {
             if i >= done {
                 // Never reached the medium.
             } else if io.flags.fua && !fails {
-                self.durable.set(sector, candidate.content);
+                self.medium.durable.set(sector, candidate.content);
                 candidates.retain(|c| c.ended.is_none());
             } else {
                 candidates.push(candidate);
             }
             if candidates.is_empty() {
-                self.unflushed.remove(&sector);
+                self.medium.unflushed.remove(&sector);
             }
             if i < done {
-                self.now.set(sector, content);
+                self.medium.now.set(sector, content);
             }
         }
     }
 
     /// A flush submitted as number `flush` has ended well.
     fn flushed(&mut self, flush: u64) {
-        let durable = &mut self.durable;
-        self.unflushed.retain(|sector, candidates| {
+        let durable = &mut self.medium.durable;
+        self.medium.unflushed.retain(|sector, candidates| {
             let covered = |c: &Candidate| c.ended.is_some_and(|ended| ended < flush);
             if let Some(last) = candidates.iter().rfind(|c| covered(c)) {
                 durable.set(*sector, last.content.clone());
@@ -362,13 +361,13 @@ impl BlockDevice for SimDisk {
     }
 
     fn size(&self) -> Sector {
-        Sector(self.state.lock().now.sectors())
+        Sector(self.state.lock().medium.now.sectors())
     }
 
     fn submit(&self, io: Io) {
         let ended = {
             let mut state = self.state.lock();
-            if state.dead || out_of_range(&io, Sector(state.now.sectors())) {
+            if state.dead || out_of_range(&io, Sector(state.medium.now.sectors())) {
                 Some((io, BlkStatus::IoErr))
             } else {
                 let number = state.submitted(&io);

@@ -563,3 +563,27 @@ fn every_argument_wrong_in_turn() {
     let error = load(&dev, "0 8 zero\n8 8 integrity a 0 4 D 0").unwrap_err();
     assert!(error.to_string().contains("must appear alone"), "{error}");
 }
+
+/// A section or a bit of the bitmap that is on the device and not durable: data must not be written because of it before it is.
+#[test]
+fn what_a_resume_reads_is_made_durable_first() {
+    for (mode, options) in [
+        ("J", "internal_hash:crc32c journal_sectors:88"),
+        ("B", "internal_hash:crc32c journal_sectors:88"),
+    ] {
+        let world = World::new();
+        let disk = Double::new(world.memory("x", 8192));
+        world.add("a", disk.clone());
+        drop(world.live("one", &line(mode, options)));
+        let dev = world.mapped("two");
+        load(&dev, &line(mode, options)).unwrap();
+        disk.seen.lock().clear();
+        resume(&dev).unwrap();
+        let seen = std::mem::take(&mut *disk.seen.lock());
+        let flush = seen.iter().position(|(op, ..)| *op == Op::Flush);
+        // The superblock tells where the rest is.
+        let before = &seen[..flush.expect("a flush")];
+        let is_superblock = |(op, sector, _): &(Op, u64, u64)| *op == Op::Read && *sector == 0;
+        assert!(before.iter().all(is_superblock), "{mode}: {before:?}");
+    }
+}

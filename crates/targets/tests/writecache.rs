@@ -375,8 +375,10 @@ fn hostile_metadata_are_refused_or_harmless() {
         let _ = write_fill(&*dev, 0, 64, 1);
         let _ = request(&*dev, Op::Flush, 0, 0);
         let _ = request(&*dev, Op::Discard, 0, 24);
-        assert!(read_bytes(&*dev, 0, SECTORS).1.is_ok());
+        let reads = read_bytes(&*dev, 0, SECTORS).1.is_ok();
         let well = message(&dev, "flush").is_ok();
+        // Nobody knows what the origin does not have.
+        assert!(reads || !well, "{seed}");
         assert_eq!(status(&dev)[0], u64::from(!well));
         suspend(&dev);
         dev.destroy();

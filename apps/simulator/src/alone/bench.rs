@@ -13,8 +13,9 @@ use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use thinmap_block::{BlockDevice, IoFlags, Op};
 use thinmap_runtime::{Simulation, Waiting, set_simulation};
-use thinmap_sim::{Content, Image, Loss, SimDisk, SimExecutor, mix};
+use thinmap_sim::{Content, Loss, Medium, SimDisk, SimExecutor, mix};
 
+use super::keeper::{Keeper, Kept};
 use super::plan::{Kind, MAIN, Plan, SNAP};
 use crate::oracle::Oracle;
 use crate::swarm::choose;
@@ -32,19 +33,36 @@ pub struct Bench {
     pub plan: Plan,
     /// Which life.
     pub life: usize,
+    /// What the last daemon has left, until this one takes it.
+    pub kept: Mutex<Option<Kept>>,
     pub(super) state: Mutex<State>,
 }
 
 /// What a life leaves to the next.
 pub struct Remains {
     /// What is on the disks.
-    pub images: Vec<Image>,
+    pub media: Vec<Medium>,
     /// What should be there.
     pub oracle: Oracle,
     /// Number of the last request.
     pub last_request: u64,
     /// What a sector was when it was read and nobody has written since: it stays that.
     pub seen: BTreeMap<(u32, u64), Content>,
+    /// What a daemon that died had been given, and may not be durable.
+    pub touched: BTreeMap<(u32, u64), Option<u64>>,
+    /// What it has left with its keeper.
+    pub kept: Option<Kept>,
+}
+
+/// How a life ended.
+#[derive(Default)]
+pub struct End {
+    /// What is on the disks.
+    pub media: Vec<Medium>,
+    /// By the daemon's death.
+    pub died: bool,
+    /// What it has left.
+    pub kept: Option<Kept>,
 }
 
 /// What changes.
@@ -83,13 +101,17 @@ impl Bench {
     pub fn new(plan: Plan, life: usize, remains: Remains, rng: &mut SmallRng) -> Arc<Self> {
         let mut fork = || SmallRng::seed_from_u64(rng.random());
         let mut disks = Vec::new();
-        for image in remains.images {
-            disks.push(Arc::new(SimDisk::new(image, plan.manners, fork())));
+        for medium in remains.media {
+            disks.push(Arc::new(SimDisk::new(medium, plan.manners, fork())));
         }
         let fault = plan.faults.get(life).copied().flatten();
         let mut excused = BTreeSet::new();
         if fault.is_some() && !plan.is_redundant {
             excused.extend([MAIN, SNAP]);
+        }
+        let was_struck = plan.faults[..life].iter().any(Option::is_some);
+        if plan.is_direct || plan.may_lack_tags && was_struck {
+            excused.insert(MAIN);
         }
         if plan.kind == Kind::Snapshot || plan.kind == Kind::Merge {
             // It may become full, and invalid.
@@ -99,6 +121,7 @@ impl Bench {
             executor: SimExecutor::new(),
             disks,
             life,
+            kept: Mutex::new(remains.kept),
             state: Mutex::new(State {
                 rng: fork(),
                 oracle: remains.oracle,
@@ -109,7 +132,7 @@ impl Bench {
                 pause_until: Duration::ZERO,
                 failure: None,
                 seen: remains.seen,
-                touched: BTreeMap::new(),
+                touched: remains.touched,
                 under_way: BTreeMap::new(),
                 steps: 0,
                 trace: 0,
@@ -324,24 +347,39 @@ impl Bench {
     }
 
     /// Cuts the power, or, when the daemon has ended in good order, keeps only what is durable.
-    pub fn cut(&self, losses: &dyn Fn(&mut SmallRng) -> Loss) -> Vec<Image> {
-        let images = {
+    pub fn cut(&self, losses: &dyn Fn(&mut SmallRng) -> Loss) -> End {
+        let media = {
             let mut state = self.state.lock();
             state.over = true;
             state.left = 0;
-            let mut images = Vec::new();
+            let mut media = Vec::new();
             for disk in &self.disks {
                 let loss = losses(&mut state.rng);
-                images.push(disk.after_cut(loss, &mut state.rng));
+                media.push(disk.after_cut(loss, &mut state.rng).into());
             }
-            images
+            media
         };
         self.disks.iter().for_each(|disk| disk.cut_power());
-        images
+        let (died, kept) = (false, None);
+        End { media, died, kept }
+    }
+
+    /// The daemon dies.
+    pub fn die(&self, keeper: Option<&Keeper>) -> End {
+        let kept = keeper.map(Keeper::content);
+        self.log(|| "the daemon dies".to_owned());
+        {
+            let mut state = self.state.lock();
+            state.over = true;
+            state.left = 0;
+        }
+        let media = self.disks.iter().map(|disk| disk.orphan()).collect();
+        let died = true;
+        End { media, died, kept }
     }
 
     /// Ends the process: what is left, its steps and the hash of all that happened, and what went wrong.
-    pub fn end(self: Arc<Self>, images: Vec<Image>) -> (Remains, (u64, u64), Option<String>) {
+    pub fn end(self: Arc<Self>, end: End) -> (Remains, (u64, u64), Option<String>) {
         set_simulation(None);
         self.executor.forget_all();
         let mut state = self.state.lock();
@@ -356,8 +394,16 @@ impl Bench {
         if self.plan.has_faults() {
             state.seen.clear();
         }
+        let mut touched = BTreeMap::new();
+        if end.died {
+            let now = state.oracle.now();
+            let cells = std::mem::take(&mut state.touched).into_keys();
+            touched = cells.map(|cell| (cell, Some(now))).collect();
+        }
         let remains = Remains {
-            images,
+            media: end.media,
+            touched,
+            kept: end.kept,
             oracle: std::mem::replace(&mut state.oracle, Oracle::new(layout)),
             last_request: state.last_request,
             seen: std::mem::take(&mut state.seen),

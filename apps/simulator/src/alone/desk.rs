@@ -7,17 +7,21 @@ use thinmap_control::{
 };
 use thinmap_daemon::Daemon;
 use thinmap_dm::{
-    DeviceId, DeviceName, DeviceOpener, DeviceUse, OpenDevice, OpenDeviceError, SharedState,
+    DeviceId, DeviceName, DeviceOpener, DeviceUse, KeptMemory, OpenDevice, OpenDeviceError,
+    SharedState,
 };
 use thinmap_units::{DevNo, DmName, Sector};
 
 use super::bench::Bench;
+use super::keeper::Keeper;
 use super::plan::{Kind, MAIN, Plan, SNAP};
 
 /// See the module.
 pub struct Desk {
     bench: Arc<Bench>,
     daemon: Arc<Daemon>,
+    keeper: Option<Arc<Keeper>>,
+    kept: Arc<KeptMemory>,
     suspended: bool,
     /// `snapshot-merge` has taken the place of origin and snapshot.
     pub is_merging: bool,
@@ -60,14 +64,30 @@ impl Desk {
     /// Starts a daemon.
     pub fn new(bench: Arc<Bench>, is_merging: bool) -> Self {
         let outside = Arc::new(Shelf(bench.clone()));
-        let daemon = Daemon::without_host(bench.executor.clone(), outside, SharedState::default())
+        let shared = SharedState::default();
+        let kept = shared.of::<KeptMemory>();
+        let left = bench.kept.lock().take();
+        kept.set_bringing_back(left.is_some());
+        let keeper = bench.plan.keeper.then(|| {
+            let keeper = Arc::new(Keeper::new(left.unwrap_or_default()));
+            kept.set(keeper.clone());
+            keeper
+        });
+        let daemon = Daemon::without_host(bench.executor.clone(), outside, shared)
             .expect("the simulated spawner never refuses");
         Self {
             bench,
             daemon,
+            keeper,
+            kept,
             suspended: false,
             is_merging,
         }
+    }
+
+    /// Who holds what must outlive the daemon.
+    pub fn keeper(&self) -> Option<&Keeper> {
+        self.keeper.as_deref()
     }
 
     fn plan(&self) -> &Plan {
@@ -97,6 +117,8 @@ impl Desk {
                 self.bench.open(id, device);
             }
         }
+        self.kept.set_bringing_back(false);
+        self.keeper.iter().for_each(|keeper| keeper.ready());
         Ok(())
     }
 
@@ -108,8 +130,18 @@ impl Desk {
             }
             (Kind::Snapshot | Kind::Merge, "main") => ("snapshot-origin", "7:0".to_owned()),
             (Kind::Snapshot | Kind::Merge, _) => (target, format!("7:0 7:1 {params}")),
-            _ => (target, params.clone()),
+            _ => (target, self.one_of(params)),
         }
+    }
+
+    /// These arguments, or others in their place.
+    fn one_of(&self, params: &str) -> String {
+        let others = &self.plan().others;
+        if others.is_empty() {
+            return params.to_owned();
+        }
+        let which = self.bench.draw(others.len() as u32 + 1) as usize;
+        others.get(which).map_or(params, String::as_str).to_owned()
     }
 
     fn load(&self, name: &str) -> Result<(), DmError> {
@@ -184,8 +216,12 @@ impl Desk {
     }
 
     fn reload(&mut self) -> Result<(), DmError> {
-        // A second merge is refused, as by a kernel; a clone whose metadata failed goes back to what was committed.
-        let goes_back = self.plan().kind == Kind::Clone && self.plan().has_faults();
+        // A second merge is refused, as by a kernel; what has failed goes back to what was durable.
+        let goes_back = match self.plan().kind {
+            Kind::Clone => self.plan().has_faults(),
+            Kind::Writecache | Kind::Integrity => self.bench.struck(),
+            _ => false,
+        };
         if self.is_merging || goes_back {
             return self.resume_main();
         }
@@ -198,7 +234,12 @@ impl Desk {
         }
         self.suspended = false;
         self.load("main")?;
-        self.resume("main")
+        let resumed = self.resume("main");
+        if matches!(self.plan().kind, Kind::Writecache | Kind::Integrity) && self.bench.struck() {
+            // It failed as it was suspended.
+            self.bench.with_oracle(|oracle| oracle.died(false));
+        }
+        resumed
     }
 
     /// A message, or a look at the status.
@@ -213,6 +254,12 @@ impl Desk {
                 "enable_hydration",
                 "hydration_threshold 3",
             ],
+            Kind::Cache => &[
+                "migration_threshold 0",
+                "migration_threshold 64",
+                "migration_threshold 100000",
+            ],
+            Kind::Writecache => &["flush", "flush_on_suspend", "clear_stats", "cleaner"],
             Kind::Era => &["checkpoint", "take_metadata_snap", "drop_metadata_snap"],
             _ => &[],
         };
@@ -283,18 +330,62 @@ impl Desk {
         }
     }
 
-    /// A merge that has ended leaves the origin as the snapshot was.
-    pub fn leave_merge(&self) {
-        let status = self.status("main");
-        let parts: Vec<&str> = status.split([' ', '/']).collect();
-        if !self.is_merging || parts.len() != 3 || parts[0] != parts[2] {
-            return;
-        }
-        let linear = self.load_line("main", "linear", "7:0 0".to_owned());
+    /// A linear line in the place of one that can be taken away: it must hold the same. Whether that was done.
+    pub fn leave(&self) -> bool {
+        let to = match self.plan().kind {
+            Kind::Merge if self.is_merging => self.merged_to(),
+            Kind::Cache => self.cleaned_to(),
+            Kind::Writecache => self.written_back_to(),
+            _ => return false,
+        };
+        let Some(to) = to else {
+            return true;
+        };
+        let linear = self.load_line("main", "linear", to.to_owned());
         if let Err(error) = linear.and_then(|()| self.resume("main")) {
             self.bench
-                .fail(format!("no linear in the place of a merge: {error}"));
+                .fail(format!("no linear in the line's place: {error}"));
         }
+        true
+    }
+
+    /// A merge that has ended leaves the origin as the snapshot was.
+    fn merged_to(&self) -> Option<&'static str> {
+        let status = self.status("main");
+        let parts: Vec<&str> = status.split([' ', '/']).collect();
+        (parts.len() == 3 && parts[0] == parts[2]).then_some("7:0 0")
+    }
+
+    /// A cache that is being cleaned leaves the origin as the line was.
+    fn cleaned_to(&self) -> Option<&'static str> {
+        let (_, params) = &self.plan().line;
+        let head: Vec<&str> = params.split(' ').take(4).collect();
+        let line = format!("{} 0 cleaner 0", head.join(" "));
+        let cleaner = self.load_line("main", "cache", line);
+        if let Err(error) = cleaner.and_then(|()| self.resume("main")) {
+            self.bench.fail(format!("no cleaner: {error}"));
+        }
+        for _ in 0..100_000 {
+            let status = self.status("main");
+            if status.split(' ').nth(DIRTY) == Some("0") {
+                return Some("7:2 0");
+            }
+            if self.bench.failed() || !self.bench.step(None) {
+                break;
+            }
+        }
+        self.bench
+            .fail(format!("never clean: {}", self.status("main")));
+        None
+    }
+
+    fn written_back_to(&self) -> Option<&'static str> {
+        let asked = self.message("flush_on_suspend");
+        if let Err(error) = asked {
+            self.bench.fail(format!("flush_on_suspend: {error}"));
+            return None;
+        }
+        Some("7:0 0")
     }
 
     /// Lets everything through again; `false` when it cannot be resumed.
@@ -377,6 +468,9 @@ impl Desk {
         self.daemon.stop_by_force()
     }
 }
+
+/// Where a cache's status tells of dirty blocks.
+const DIRTY: usize = 10;
 
 /// `... <level> <n> <words> nosync ...` without that word.
 fn less_one_word(head: &str, rest: &str) -> String {

@@ -1,8 +1,10 @@
 //! One target by itself on simulated disks, over some lives with faults and power cuts between them.
 
 mod bench;
+mod caches;
 mod clients;
 mod desk;
+mod keeper;
 mod plan;
 
 use std::collections::BTreeMap;
@@ -12,9 +14,9 @@ use std::sync::Arc;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use thinmap_runtime::set_simulation;
-use thinmap_sim::{Loss, mix};
+use thinmap_sim::{Loss, Medium, mix};
 
-use self::bench::{Bench, Remains};
+use self::bench::{Bench, End, Remains};
 use self::desk::Desk;
 pub use self::plan::Kind;
 use self::plan::{MAIN, Plan, SNAP};
@@ -24,7 +26,8 @@ use crate::run::{Outcome, text_of};
 /// Runs a seed.
 pub fn run_alone(kind: Kind, seed: u64) -> Outcome {
     let mut rng = SmallRng::seed_from_u64(seed);
-    let plan = Plan::draw(kind, &mut rng);
+    let mut plan = Plan::draw(kind, &mut rng);
+    plan.draw_deaths(seed);
     let mut oracle = Oracle::new(plan.layout);
     let on_origin = plan.layout.origin > 0;
     oracle.creating(MAIN, None, plan.blocks, on_origin);
@@ -34,10 +37,12 @@ pub fn run_alone(kind: Kind, seed: u64) -> Outcome {
         oracle.created(SNAP, Presence::Yes);
     }
     let mut remains = Remains {
-        images: plan.images(),
+        media: plan.images().into_iter().map(Medium::from).collect(),
         oracle,
         last_request: 0,
         seen: BTreeMap::new(),
+        touched: BTreeMap::new(),
+        kept: None,
     };
     let mut outcome = Outcome::default();
     let mut past = Past::default();
@@ -62,8 +67,8 @@ pub fn run_alone(kind: Kind, seed: u64) -> Outcome {
             outcome.failure = Some(format!("life {life}: {failure}; {plan:?}"));
             return outcome;
         }
-        let images = left.images.iter();
-        let hash = images.fold(0, |all, image| mix(all ^ image.hash()));
+        let media = left.media.iter();
+        let hash = media.fold(0, |all, medium| mix(all ^ medium.hash()));
         outcome.images.push(hash);
         remains = left;
     }
@@ -83,6 +88,8 @@ type Lived = (Remains, (u64, u64), Option<String>);
 
 fn live(plan: &Plan, life: usize, remains: Remains, past: &mut Past, rng: &mut SmallRng) -> Lived {
     let last = life + 1 == plan.faults.len();
+    let mut remains = remains;
+    plan.clear_needs_check(&mut remains.media);
     let bench = Bench::new(plan.clone(), life, remains, rng);
     let mut desk = Desk::new(bench.clone(), past.is_merging);
     let good_order = match desk.start() {
@@ -98,15 +105,18 @@ fn live(plan: &Plan, life: usize, remains: Remains, past: &mut Past, rng: &mut S
     past.struck |= bench.struck();
     past.degraded |= bench.struck();
     let must_be_orderly = plan.has_write_hole && past.degraded;
-    let mut images = Vec::new();
+    let mut end = End::default();
     if !bench.failed() {
         if good_order || must_be_orderly {
             end_in_good_order(&bench, &mut desk, last && plan.faults[life].is_none());
             past.is_merging = desk.is_merging;
-            images = bench.cut(&|_| Loss::DropAll);
+            end = bench.cut(&|_| Loss::DropAll);
         } else {
             past.is_merging = desk.is_merging;
-            images = bench.cut(&|rng| Loss::ALL[rng.random_range(0..4)]);
+            end = match plan.deaths[life] {
+                true => bench.die(desk.keeper()),
+                false => bench.cut(&|rng| Loss::ALL[rng.random_range(0..4)]),
+            };
             let left = desk.stop_by_force();
             if left > 0 {
                 bench.fail(format!(
@@ -114,10 +124,13 @@ fn live(plan: &Plan, life: usize, remains: Remains, past: &mut Past, rng: &mut S
                 ));
             }
         }
-        bench.with_oracle(|oracle| oracle.restarted(&[MAIN, SNAP]));
+        bench.with_oracle(|oracle| match end.died {
+            true => oracle.died(plan.keeper && !bench.struck()),
+            false => oracle.restarted(&[MAIN, SNAP]),
+        });
     }
     drop(desk);
-    bench.end(images)
+    bench.end(end)
 }
 
 /// Whether the life is to end in good order.
@@ -197,8 +210,7 @@ fn end_in_good_order(bench: &Arc<Bench>, desk: &mut Desk, check: bool) {
     if check && !bench.failed() {
         desk.settle(true);
         bench.read_all();
-        if desk.is_merging {
-            desk.leave_merge();
+        if desk.leave() {
             bench.read_all();
         }
     }

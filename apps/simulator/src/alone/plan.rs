@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use rand::Rng;
 use rand::rngs::SmallRng;
-use thinmap_sim::{Content, DiskManners, FaultPlan, Image};
+use rand::{Rng, SeedableRng};
+use thinmap_sim::{Content, DiskManners, FaultPlan, Image, mix};
 
 use crate::oracle::{CELLS, Layout};
 
@@ -31,11 +31,17 @@ pub enum Kind {
     Era,
     /// crypt.
     Crypt,
+    /// cache.
+    Cache,
+    /// writecache.
+    Writecache,
+    /// integrity, in modes J, B and D.
+    Integrity,
 }
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 13] = [
         Self::Raid1,
         Self::Raid10,
         Self::Raid5,
@@ -46,6 +52,9 @@ impl Kind {
         Self::Clone,
         Self::Era,
         Self::Crypt,
+        Self::Cache,
+        Self::Writecache,
+        Self::Integrity,
     ];
 }
 
@@ -67,6 +76,14 @@ pub struct Plan {
     pub disks: Vec<u64>,
     /// The line's target and arguments; of a snapshot's, those behind the devices.
     pub line: (&'static str, String),
+    /// Arguments that may stand in that line's place.
+    pub others: Vec<String>,
+    /// The disk that holds something before the first life.
+    pub origin_on: Option<usize>,
+    /// Blocks may have the wrong tag after a fault.
+    pub may_lack_tags: bool,
+    /// And after a power cut.
+    pub is_direct: bool,
     /// A disk that fails, and in which of the lives how.
     pub victim: usize,
     /// By life.
@@ -93,12 +110,16 @@ pub struct Plan {
     pub manners: DiskManners,
     /// A merge begins in the last life but one.
     pub merge_in: usize,
+    /// Lives that the daemon's death ends instead of a power cut.
+    pub deaths: Vec<bool>,
+    /// A keeper holds what the next daemon must know.
+    pub keeper: bool,
 }
 
 const META: u64 = 512;
-const BLOCK: u64 = 128;
+pub(super) const BLOCK: u64 = 128;
 
-fn pick<T: Copy>(rng: &mut SmallRng, of: &[T]) -> T {
+pub(super) fn pick<T: Copy>(rng: &mut SmallRng, of: &[T]) -> T {
     of[rng.random_range(0..of.len())]
 }
 
@@ -115,12 +136,17 @@ impl Plan {
             kind,
             layout: Layout {
                 block: BLOCK,
+                grain: 1,
                 origin: 0,
                 skip_zeroing: kind == Kind::Crypt,
             },
             blocks: rows,
             disks: Vec::new(),
             line: ("", String::new()),
+            others: Vec::new(),
+            origin_on: None,
+            may_lack_tags: false,
+            is_direct: false,
             victim: 0,
             faults: Vec::new(),
             is_redundant: false,
@@ -146,6 +172,8 @@ impl Plan {
                 discards: false,
             },
             merge_in: 0,
+            deaths: Vec::new(),
+            keeper: false,
         };
         let lives = rng.random_range(2..6);
         match kind {
@@ -163,10 +191,23 @@ impl Plan {
                 let line = format!("{cipher} {} 0 7:0 0", "0123456789abcdef".repeat(4));
                 plan.line = ("crypt", line);
             }
+            Kind::Cache => plan.cache(rng),
+            Kind::Writecache => plan.writecache(rng),
+            Kind::Integrity => plan.integrity(rng),
         }
         plan.merge_in = lives / 2;
         plan.draw_faults(lives, rng);
         plan
+    }
+
+    /// Of some seeds lives end in the daemon's death. Drawn by itself, so that others are what they were without.
+    pub fn draw_deaths(&mut self, seed: u64) {
+        let mut rng = SmallRng::seed_from_u64(mix(seed));
+        let some = seed % 4 == 1;
+        self.deaths = (self.faults.iter())
+            .map(|_| some && rng.random_range(0..3) > 0)
+            .collect();
+        self.keeper = some && rng.random();
     }
 
     /// Sectors of the volume.
@@ -177,10 +218,8 @@ impl Plan {
     /// What disks hold before the first life.
     pub fn images(&self) -> Vec<Image> {
         let mut images: Vec<Image> = self.disks.iter().map(|len| Image::new(*len)).collect();
-        let source = match self.kind {
-            Kind::Clone => 2,
-            Kind::Snapshot | Kind::Merge => 0,
-            _ => return images,
+        let Some(source) = self.origin_on else {
+            return images;
         };
         for sector in 0..self.layout.origin {
             let word = Content::Word(self.layout.origin_word(sector));
@@ -261,6 +300,7 @@ impl Plan {
     }
 
     fn snapshot(&mut self, rng: &mut SmallRng) {
+        self.origin_on = Some(0);
         let chunk = pick(rng, &[8, 16, 32, 64]);
         self.layout.origin = self.len();
         let room = pick(
@@ -277,6 +317,7 @@ impl Plan {
     }
 
     fn clone_target(&mut self, rng: &mut SmallRng) {
+        self.origin_on = Some(2);
         self.layout.origin = self.len();
         self.disks = vec![2048, self.len(), self.len()];
         let region = pick(rng, &[8, 16, 64]);

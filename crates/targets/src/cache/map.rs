@@ -97,6 +97,12 @@ impl Shared {
             state.traffic.wait(oblock, io);
             return MapOutcome::Submitted;
         }
+        let sectors = io.sector.raw()..io.end().raw();
+        if write && state.traffic.overlaps(oblock, &sectors) {
+            // Otherwise the block could differ from the origin for ever, and nobody know.
+            state.traffic.wait_behind(oblock, io);
+            return MapOutcome::Submitted;
+        }
         state.requests += 1;
         let discarded = state.discards.has(self.discard_of(oblock));
         let whole = io.sectors.raw() == self.shape.block;
@@ -140,6 +146,9 @@ impl Shared {
         let through = write
             && self.mode == IoMode::Writethrough
             && place.is_some_and(|cblock| !state.dirty.has(u64::from(cblock)));
+        if through {
+            state.traffic.goes_through(oblock, sectors);
+        }
         if let Some(cblock) = place.filter(|_| write && !through) {
             self.set_dirty(&mut state, cblock, true);
         }
@@ -252,6 +261,10 @@ impl EndIo for Shared {
             state.in_round = false;
             state.policy.next_round();
         }
+        let behind = match io.is_write() && self.mode == IoMode::Writethrough {
+            true => state.traffic.has_gone_through(oblock, tag & SECTOR),
+            false => Vec::new(),
+        };
         let step = state.traffic.leave(oblock, io.is_write());
         // Not durable without a flush, but the next daemon must know where it is.
         let is_fresh = io.is_write() && state.fresh.contains(&oblock);
@@ -264,6 +277,7 @@ impl EndIo for Shared {
             io.complete(status);
         }
         self.take_step(step);
+        behind.into_iter().for_each(|io| self.send(io));
     }
 }
 

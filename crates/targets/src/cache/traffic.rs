@@ -4,6 +4,7 @@
 //! none of those is under way.
 
 use std::collections::HashMap;
+use std::ops::Range;
 
 use thinmap_block::Io;
 
@@ -37,6 +38,10 @@ struct Lane {
     /// Brings the block into the cache by a guest's write.
     overwrite: Option<Work>,
     waiting: Vec<Io>,
+    /// Writes to origin and cache at once: these sectors.
+    through: Vec<Range<u64>>,
+    /// Writes to the same sectors, which must reach both in the same order.
+    behind: Vec<Io>,
 }
 
 impl Lane {
@@ -77,6 +82,36 @@ impl Traffic {
         match write {
             true => lane.writers += 1,
             false => lane.readers += 1,
+        }
+    }
+
+    /// Whether a write to the origin and the cache at once is under way to some of these sectors.
+    pub fn overlaps(&self, block: u64, sectors: &Range<u64>) -> bool {
+        let overlaps = |other: &Range<u64>| other.start < sectors.end && sectors.start < other.end;
+        let lane = self.0.get(&block);
+        lane.is_some_and(|lane| lane.through.iter().any(overlaps))
+    }
+
+    /// This one waits until it has ended.
+    pub fn wait_behind(&mut self, block: u64, io: Io) {
+        self.0.entry(block).or_default().behind.push(io);
+    }
+
+    /// A write that has entered goes to both.
+    pub fn goes_through(&mut self, block: u64, sectors: Range<u64>) {
+        self.0.entry(block).or_default().through.push(sectors);
+    }
+
+    /// If this was one that went to both: who waited for such.
+    pub fn has_gone_through(&mut self, block: u64, start: u64) -> Vec<Io> {
+        let Some(lane) = self.0.get_mut(&block) else {
+            return Vec::new();
+        };
+        let known = lane.through.len();
+        lane.through.retain(|sectors| sectors.start != start);
+        match lane.through.len() < known {
+            true => std::mem::take(&mut lane.behind),
+            false => Vec::new(),
         }
     }
 

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
 
+use thinmap_block::flush;
 use thinmap_dm::MemoryKeeper;
 use thinmap_units::BlkStatus;
 
@@ -39,6 +40,9 @@ impl Shared {
         if self.mode == Mode::Recovery {
             return;
         }
+        // CRASH: journal and bitmap may have been written by a line that failed, or a daemon that died, before they were durable.
+        // Data that are written because of what is read here must not outlive it.
+        self.check("flushing disk cache", flush(&*self.meta));
         self.grow(slow, how);
         if self.has_flag(flag::DIRTY_BITMAP) {
             self.begin_dirty(slow, how);

@@ -45,7 +45,9 @@ pub(super) fn open(
     ))
 }
 
-/// Entries first, the magic number last: until then there is no cache.
+/// Entries first, magic number and version last: until then there is no cache, and who comes next makes one.
+///
+/// COMPAT: a kernel writes its version with the entries. If that is cut off it refuses the device from then on.
 fn format(
     device: &dyn BlockDevice,
     geometry: &Geometry,
@@ -69,6 +71,7 @@ fn format(
         if from == 0 {
             let nameless = SuperblockDisk {
                 magic: 0,
+                version: 0,
                 ..*superblock
             };
             nameless.pack(buf.as_mut_slice());
@@ -119,7 +122,7 @@ fn write_at(
 }
 
 impl Shared {
-    /// Reads the metadata, before requests come.
+    /// Reads the metadata, before requests come. If they cannot be read nothing is: nobody knows what the origin does not have.
     pub fn load(&self) {
         let end = self.geometry.metadata_bytes();
         let mut loaded = Loaded::default();
@@ -135,19 +138,15 @@ impl Shared {
             let at = self.geometry.start + Sector::from_bytes(from as u64);
             let (buf, status) = read(&*self.cache, at, buf);
             if !status.is_ok() {
-                self.fail("unable to read metadata");
-                // COMPAT: what was read is forgotten, and every block is free.
-                self.state.lock().entries.reset();
-                loaded = Loaded::default();
-                (0..self.geometry.blocks)
-                    .for_each(|index| self.state.lock().entries.add_free(index, u64::MAX));
-                break;
+                // COMPAT: a kernel takes all blocks for free, and reads bring what the origin has.
+                return self.fail("unable to read metadata");
             }
             self.load_piece(&mut loaded, from, buf.as_slice());
         }
         if let Some(wrong) = &loaded.wrong {
-            self.fail(wrong);
-        } else if loaded.stale && !self.state.lock().failed {
+            return self.fail(wrong);
+        }
+        if loaded.stale && !self.state.lock().failed {
             // CRASH: before the sequence number rises, or entries that no commit wrote would become valid.
             self.state.lock().dirty_all(&self.geometry);
             if self.write_dirty() && loaded.seq_left.is_some() && self.flush_cache() {

@@ -306,8 +306,11 @@ impl Target for Writecache {
     }
 
     fn preresume(&self) -> Result<(), ResumeError> {
-        // Read anew each time: others may have used the devices meanwhile.
-        self.shared.load();
+        // Read anew each time: others may have used the devices meanwhile. Of a line that has failed the medium lacks what was written last,
+        // and reads would go back to what was there before.
+        if !self.shared.state.lock().failed {
+            self.shared.load();
+        }
         Ok(())
     }
 
