@@ -3,6 +3,7 @@
 //! Each test lives in a [`world::World`] of its own (run directory, device directory, files) and leaves nothing behind,
 //! also when it fails. They need root, loop and FUSE; where one is missing they say `SKIP` and why.
 
+mod awkward;
 mod bad_input;
 mod cache;
 mod continuity;

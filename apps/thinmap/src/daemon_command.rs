@@ -4,9 +4,9 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use rustix::process::Resource;
-use thinmap_daemon::ContinuitySection;
 use thinmap_daemon::keeper::link::KeeperLink;
 use thinmap_daemon::keeper::process::KeeperConfig;
+use thinmap_daemon::{ConfigFile, ContinuitySection};
 
 use crate::daemon_start;
 use crate::run_paths::RunPaths;
@@ -54,12 +54,8 @@ pub fn run(options: &DaemonOptions) -> anyhow::Result<i32> {
         .log_internal_errors(false)
         .init();
     options.paths.make_run_dir()?;
-    let default = PathBuf::from(DEFAULT_CONFIG_FILE);
-    let file = match &options.config_file {
-        Some(path) => thinmap_daemon::ConfigFile::read(path)?,
-        None if default.exists() => thinmap_daemon::ConfigFile::read(&default)?,
-        None => thinmap_daemon::ConfigFile::default(),
-    };
+    let is_successor = link.as_ref().is_some_and(|link| link.generation() > 0);
+    let file = read_config(options, is_successor)?;
     let config = thinmap_daemon::Config {
         run_dir: options.paths.run_dir.clone(),
         dev_dir: options.paths.dev_dir.clone(),
@@ -70,6 +66,33 @@ pub fn run(options: &DaemonOptions) -> anyhow::Result<i32> {
     }
     thinmap_daemon::run(&config, link)?;
     Ok(0)
+}
+
+/// What the configuration file says, or, when it has become unusable, what it said to the last daemon: devices that are in use must
+/// not go for a slip of the pen.
+fn read_config(options: &DaemonOptions, is_successor: bool) -> anyhow::Result<ConfigFile> {
+    let default = PathBuf::from(DEFAULT_CONFIG_FILE);
+    let path = match &options.config_file {
+        Some(path) => path,
+        None if default.exists() => &default,
+        None => return Ok(ConfigFile::default()),
+    };
+    let copy = options.paths.run_dir.join("config.last");
+    match ConfigFile::read(path) {
+        Ok(file) => {
+            // Best effort: it is needed only if the file breaks later.
+            let _ = std::fs::copy(path, &copy);
+            Ok(file)
+        }
+        Err(error) if is_successor && copy.exists() => {
+            tracing::error!(
+                %error,
+                "the configuration of the daemon before stays in force"
+            );
+            Ok(ConfigFile::read(&copy)?)
+        }
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// Devices, clients and what a keeper holds take descriptors; the limit that is in force is one for programs that use select(2).

@@ -15,7 +15,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{FlockOperation, Mode};
@@ -33,6 +33,8 @@ use crate::service::{CancelToken, DmError, DmService};
 const CONNECTIONS_MAX: usize = 1024;
 /// How long a peer may take over the rest of a request it has begun, or over reading an answer.
 const PEER_TIMEOUT: Duration = Duration::from_secs(30);
+/// How often who leaves looks whether commands have ended.
+const LEAVE_LOOK: Duration = Duration::from_millis(2);
 const LISTEN_BACKLOG: i32 = 128;
 
 /// Everything the control socket asks of the daemon.
@@ -162,45 +164,55 @@ impl RunningServer {
     /// waits for the daemon's end waits for that.
     pub fn stop(&self) {
         // The socket goes first: who comes now starts a new daemon rather than talk to a dying one.
-        self.end(|| {
-            if let Err(error) = std::fs::remove_file(&self.path) {
-                tracing::warn!(path = %self.path.display(), %error, "cannot remove control socket");
+        let threads = self.cancel_all(|| self.remove_socket());
+        threads.into_iter().for_each(join);
+    }
+
+    /// As [`RunningServer::stop`], but leaves the socket to a successor that holds it, too: who comes now waits for that. Commands that
+    /// have not ended after this time are left to their fate; whether there were none.
+    pub fn leave(&self, patience: Duration) -> bool {
+        let end = Instant::now() + patience;
+        let is_over = |thread: &JoinHandle<()>| {
+            while !thread.is_finished() && Instant::now() < end {
+                std::thread::sleep(LEAVE_LOOK);
             }
-        });
+            thread.is_finished()
+        };
+        let threads = self.cancel_all(|| {});
+        threads.iter().all(is_over)
     }
 
-    /// As [`RunningServer::stop`], but leaves the socket to a successor that holds it, too: who comes now waits for that.
-    pub fn leave(&self) {
-        self.end(|| {});
+    /// Removes the socket after [`RunningServer::leave`]: no successor comes.
+    pub fn remove_socket(&self) {
+        if let Err(error) = std::fs::remove_file(&self.path) {
+            tracing::warn!(path = %self.path.display(), %error, "cannot remove control socket");
+        }
     }
 
-    fn end(&self, not_listening: impl FnOnce()) {
+    fn cancel_all(&self, not_listening: impl FnOnce()) -> Vec<JoinHandle<()>> {
         let listening = self
             .listening
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .take();
         let Some(listening) = listening else {
-            return;
+            return Vec::new();
         };
         drop(listening.stop_write);
         join(listening.thread);
         not_listening();
-        let threads: Vec<_> = {
-            let mut connections = self.shared.lock();
-            connections.stopping = true;
-            connections
-                .open
-                .values_mut()
-                .filter_map(|connection| {
-                    // Reading ends; an answer under way still goes out.
-                    let _ = connection.stream.shutdown(std::net::Shutdown::Read);
-                    connection.cancel.cancel();
-                    connection.thread.take()
-                })
-                .collect()
-        };
-        threads.into_iter().for_each(join);
+        let mut connections = self.shared.lock();
+        connections.stopping = true;
+        connections
+            .open
+            .values_mut()
+            .filter_map(|connection| {
+                // Reading ends; an answer under way still goes out.
+                let _ = connection.stream.shutdown(std::net::Shutdown::Read);
+                connection.cancel.cancel();
+                connection.thread.take()
+            })
+            .collect()
     }
 }
 

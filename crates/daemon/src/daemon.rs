@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use parking_lot::{Condvar, Mutex, RwLock};
+use parking_lot::{Condvar, Mutex, MutexGuard, RwLock};
 use rustix::io::Errno;
 use thinmap_block::BlockDevice;
 use thinmap_control::{DmError, DmService};
@@ -60,14 +60,20 @@ pub(crate) struct Stopping {
     flag: AtomicBool,
     force: AtomicBool,
     upgrade: AtomicBool,
+    stop: AtomicBool,
     lock: Mutex<()>,
     changed: Condvar,
 }
 
 impl Stopping {
-    /// Asks for the end.
+    /// Asks for the end. It goes before an upgrade that nobody has made way for yet.
     pub(crate) fn begin(&self, force: bool) {
         self.force.fetch_or(force, Ordering::AcqRel);
+        self.stop.store(true, Ordering::Release);
+        self.end();
+    }
+
+    fn end(&self) {
         self.flag.store(true, Ordering::Release);
         let _guard = self.lock.lock();
         self.changed.notify_all();
@@ -76,7 +82,7 @@ impl Stopping {
     /// Asks for an end that leaves everything to a successor.
     pub(crate) fn begin_upgrade(&self) {
         self.upgrade.store(true, Ordering::Release);
-        self.begin(false);
+        self.end();
     }
 
     /// Sleeps until the end is asked for.
@@ -85,7 +91,12 @@ impl Stopping {
         while !self.flag.load(Ordering::Acquire) {
             self.changed.wait(&mut guard);
         }
-        if self.upgrade.load(Ordering::Acquire) {
+        self.ending()
+    }
+
+    /// What was asked for last and counts.
+    pub(crate) fn ending(&self) -> Ending {
+        if !self.stop.load(Ordering::Acquire) {
             return Ending::Upgrade;
         }
         Ending::Stop {
@@ -226,7 +237,15 @@ impl Daemon {
     }
 
     fn remove_device(&self, device: &Arc<Device>, force: bool) -> Result<(), DmError> {
-        let mut visible = device.control.lock();
+        self.remove_locked(device, device.control.lock(), force)
+    }
+
+    fn remove_locked(
+        &self,
+        device: &Arc<Device>,
+        mut visible: MutexGuard<'_, Visible>,
+        force: bool,
+    ) -> Result<(), DmError> {
         if device.removing() {
             return Err(DmError::no_device());
         }
@@ -268,7 +287,8 @@ impl Daemon {
                 },
             });
         }
-        if visible.node {
+        // One that did not come back after a crash has its name still.
+        if self.foreign_node(&name).is_none() {
             self.remove_node(&name);
         }
         if let (Some(nbd), Some(export)) = (&*self.nbd.read(), visible.nbd.take()) {
@@ -288,7 +308,12 @@ impl Daemon {
         let mut left = false;
         for device in self.devices.all() {
             // Asked often and of all: the count of a few milliseconds ago will do to leave one for the next time.
-            let free = |d: &Arc<Device>| d.node.open_count() == 0 && self.remove_now(d).is_ok();
+            let free = |d: &Arc<Device>| {
+                // INVARIANT: every command comes by here, so it waits for no command.
+                d.node.open_count() == 0
+                    && (d.control.try_lock())
+                        .is_some_and(|visible| self.remove_locked(d, visible, false).is_ok())
+            };
             if device.deferred_remove() && !free(&device) {
                 left = true;
             }
@@ -304,12 +329,16 @@ impl Daemon {
         })
     }
 
+    /// A suspended device holds the requests of those that stand on it. Nobody will resume it any more, so neither a removal nor a flush
+    /// nor a suspend of those would end.
+    pub(crate) fn let_everything_through(&self) {
+        self.devices.all().iter().for_each(|d| resume_as_it_is(d));
+    }
+
     /// Takes all devices down: flushed and removed top down; what is still open goes by force when asked to.
     pub(crate) fn remove_everything(&self, force: bool) {
         if force {
-            // A suspended device holds the requests of those that stand on it. Nobody will resume it any more, so neither a removal
-            // nor a flush of those would end.
-            self.devices.all().iter().for_each(|d| resume_as_it_is(d));
+            self.let_everything_through();
         }
         let _ = self.remove_all(false);
         if !force {

@@ -12,6 +12,8 @@ use thinmap_dm::MappedDevice;
 use thinmap_exports::block_node::BlockNode;
 use thinmap_units::{DevNo, DmName, DmUuid};
 
+use crate::state::SavedTable;
+
 /// A mapped device and what makes it reachable.
 pub struct Device {
     /// The mapping itself.
@@ -22,6 +24,8 @@ pub struct Device {
     pub control: Mutex<Visible>,
     /// Held around the writing of its state; whether that is to show what a resume under way will have done.
     pub saving: Mutex<bool>,
+    /// The table that it had and that could not come back; noted until it has another.
+    pub lost: Mutex<Option<SavedTable>>,
     deferred_remove: AtomicBool,
     removing: AtomicBool,
 }
@@ -43,9 +47,15 @@ impl Device {
             node,
             control: Mutex::default(),
             saving: Mutex::default(),
+            lost: Mutex::default(),
             deferred_remove: AtomicBool::new(false),
             removing: AtomicBool::new(false),
         }
+    }
+
+    /// It has no table since the last daemon's could not come back.
+    pub fn is_lost(&self) -> bool {
+        self.lost.lock().is_some() && self.md.info().live.is_none()
     }
 
     /// Its number.

@@ -22,7 +22,7 @@ use thinmap_exports::nbd::{
 use thinmap_runtime::{Spawner, ThreadSpawner};
 use thinmap_targets::NoPathTimeout;
 
-use crate::access::AccessError;
+use crate::access::{Access, AccessError};
 use crate::config::{Config, NbdSection};
 use crate::daemon::{Continuity, Daemon, Ending, Stopping};
 use crate::devices::{Device, Devices};
@@ -98,7 +98,15 @@ fn abort_when_main_panics() {
 }
 
 fn serve(config: &Config, link: Option<Arc<KeeperLink>>) -> Result<(), RunError> {
-    let access = config.file.access.resolve()?;
+    let is_successor = link.as_ref().is_some_and(|link| link.generation() > 0);
+    let access = match config.file.access.resolve() {
+        // Whoever was let in is locked out, and nobody's devices go.
+        Err(error) if is_successor => {
+            tracing::error!(%error, "[access] cannot be had as it is now: only root and the daemon's user are let in");
+            Access::default()
+        }
+        resolved => resolved?,
+    };
     let mut server = claim(config, link.as_deref())?;
     server.admit_whom_the_mode_admits(access.administrators.is_some());
     prepare_process(config);
@@ -106,10 +114,16 @@ fn serve(config: &Config, link: Option<Arc<KeeperLink>>) -> Result<(), RunError>
     if begins {
         block_node::clean_stale(&config.run_dir);
     }
-    let (daemon, nbd) = build(config, link.clone())?;
+    let (daemon, nbd) = build(config, link.clone(), &access)?;
     let signals = watch_signals(&daemon)?;
     daemon.after_bring_back();
-    *daemon.nbd.write() = start_nbd(&daemon, nbd)?;
+    *daemon.nbd.write() = match start_nbd(&daemon, nbd) {
+        Err(error) if is_successor => {
+            tracing::error!(%error, "no NBD: its clients are cut off until the next upgrade or start");
+            None
+        }
+        started => started?,
+    };
     access.grant_sockets(&config.run_dir)?;
     let running = server.start(daemon.clone())?;
     watch_threads(&daemon, config.file.continuity.hang_secs)?;
@@ -117,16 +131,30 @@ fn serve(config: &Config, link: Option<Arc<KeeperLink>>) -> Result<(), RunError>
         let frozen = daemon.devices.all().into_iter();
         let frozen = frozen.filter(|device| device.md.is_frozen());
         let number = |device: Arc<Device>| (device.dev_no().major, device.dev_no().minor);
-        link.ready(frozen.map(number).collect());
+        let all_are_back = !daemon.devices.all().iter().any(|device| device.is_lost());
+        link.ready(frozen.map(number).collect(), all_are_back);
     }
     tracing::info!(run_dir = %config.run_dir.display(), dev_dir = %config.dev_dir.display(), "serving");
     let _ = sd_notify::notify(false, &[sd_notify::NotifyState::Ready]);
 
-    let force = match daemon.stopping.wait() {
+    let mut ending = daemon.stopping.wait();
+    if let Some(link) = &link {
+        link.leave();
+    }
+    if ending == Ending::Upgrade {
+        tracing::info!("making way for the next daemon");
+        if !running.leave(COMMANDS_PATIENCE) {
+            tracing::warn!("a command is cut off: it waits for a device");
+        }
+        // Somebody may have been told since that the daemon stops.
+        ending = daemon.stopping.ending();
+        if ending != Ending::Upgrade {
+            running.remove_socket();
+        }
+    }
+    let force = match ending {
         Ending::Stop { force } => force,
         Ending::Upgrade => {
-            tracing::info!("making way for the next daemon");
-            running.leave();
             if let Some(nbd) = &*daemon.nbd.read() {
                 nbd.leave(LEAVE_PATIENCE);
             }
@@ -141,6 +169,10 @@ fn serve(config: &Config, link: Option<Arc<KeeperLink>>) -> Result<(), RunError>
     }
     let _ = sd_notify::notify(false, &[sd_notify::NotifyState::Stopping]);
     tracing::info!("stopping");
+    if force {
+        // Commands may wait for requests that suspended devices hold.
+        daemon.let_everything_through();
+    }
     running.stop();
     daemon.remove_everything(force);
     if let Some(nbd) = daemon.nbd.write().take() {
@@ -179,6 +211,7 @@ fn keeping(source: std::io::Error) -> RunError {
 fn build(
     config: &Config,
     link: Option<Arc<KeeperLink>>,
+    access: &Access,
 ) -> Result<(Arc<Daemon>, Option<Nbd>), RunError> {
     let directory = |path: &Path| {
         let path = path.to_owned();
@@ -187,12 +220,18 @@ fn build(
     let links = config.file.block_devices.links;
     let mut nodes =
         Nodes::open(&config.dev_dir, &config.run_dir, links).map_err(directory(&config.dev_dir))?;
-    nodes.give_to(config.file.access.resolve()?.devices);
+    nodes.give_to(access.devices);
     let (block_nodes, notes) = open_block_nodes(config, link.as_ref());
     for note in &notes {
         tracing::warn!("{note}");
     }
-    let nbd = open_nbd(config, link.as_deref())?;
+    let nbd = match open_nbd(config, link.as_deref()) {
+        Err(error) if link.as_ref().is_some_and(|link| link.generation() > 0) => {
+            tracing::error!(%error, "no NBD: its clients are cut off until the next upgrade or start");
+            None
+        }
+        opened => opened?,
+    };
     let devices = Arc::new(Devices::default());
     let spawner = Arc::new(ThreadSpawner::new());
     let env = Arc::new(Environment {
@@ -276,7 +315,7 @@ fn open_block_nodes(
     config: &Config,
     link: Option<&Arc<KeeperLink>>,
 ) -> (Arc<dyn BlockNodes>, Vec<String>) {
-    let nodes = NodesConfig {
+    let mut nodes = NodesConfig {
         run_dir: config.run_dir.clone(),
         queues: config.file.queue_count(),
         enabled: config.file.block_devices.enabled,
@@ -289,6 +328,12 @@ fn open_block_nodes(
                 held: link.take_fuse(),
                 generation: link.generation(),
             };
+            if !nodes.enabled && !continuity.held.is_empty() {
+                tracing::error!(
+                    "[block_devices] enabled = false takes effect after a stop: there are block devices in use"
+                );
+                nodes.enabled = true;
+            }
             block_node::open_kept(&nodes, continuity)
         }
     }
@@ -427,6 +472,8 @@ fn watch_threads(daemon: &Arc<Daemon>, hang_secs: u32) -> Result<(), RunError> {
 const CONTROL: [&str; 2] = ["control", "control-lock"];
 /// And those of the Unix and the TCP socket of NBD.
 const NBD: [&str; 2] = ["nbd-unix", "nbd-tcp"];
+/// How long commands may take that are under way when the daemon makes way.
+const COMMANDS_PATIENCE: Duration = Duration::from_secs(10);
 /// How long requests in flight may take when the daemon makes way. What is left is the successor's, and some (those that a suspended
 /// device holds) do not end.
 const LEAVE_PATIENCE: Duration = Duration::from_millis(250);

@@ -32,7 +32,8 @@ impl Daemon {
             if let Some(table) = &saved.live
                 && let Err(error) = make_live(device, table)
             {
-                tracing::error!(device = %device.md.name(), %error, "cannot come back: I/O on it fails");
+                tracing::error!(device = %device.md.name(), %error, "cannot come back: I/O on it fails. Load its table when the cause is cured; the next daemon tries again");
+                *device.lost.lock() = Some(table.clone());
             }
         }
         // After all that is live: a line that will take a snapshot over would be taken for the snapshot's first one.

@@ -189,9 +189,10 @@ impl DmService for Daemon {
     ) -> Result<DeviceInfo, DmError> {
         let device = self.find(selector)?;
         let control = device.control.lock();
+        // Who makes way for a successor, or ends, does not wait for requests that nobody may let through any more.
         device
             .md
-            .suspend(suspend_flags(options))
+            .suspend_unless(suspend_flags(options), &|| self.is_stopping())
             .map_err(|e| failed(&device, "suspend", &e))?;
         self.note(&device)?;
         drop(control);
@@ -215,7 +216,7 @@ impl DmService for Daemon {
         let resumed = noted.and_then(|()| {
             device
                 .md
-                .resume(suspend_flags(options))
+                .resume_unless(suspend_flags(options), &|| self.is_stopping())
                 .map_err(|e| failed(&device, "resume", &e))
         });
         *device.saving.lock() = false;

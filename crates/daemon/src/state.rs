@@ -68,7 +68,8 @@ impl SavedDevice {
             deferred_remove: device.deferred_remove(),
             live: facts
                 .live
-                .and_then(|t| table(device, WhichTable::Live, t.read_only)),
+                .and_then(|t| table(device, WhichTable::Live, t.read_only))
+                .or_else(|| device.lost.lock().clone()),
             inactive: facts
                 .inactive
                 .and_then(|t| table(device, WhichTable::Inactive, t.read_only)),

@@ -51,8 +51,16 @@ impl StateLog {
         for device in &devices {
             last.insert(device.dev_no(), line(&Record::Device(device.clone()))?);
         }
+        let inner = match Inner::write(&path, keeper, last.clone()) {
+            // What is there is whole. Later changes cannot be noted, and say so.
+            Err(error) if !last.is_empty() => {
+                tracing::error!(path = %path.display(), %error, "cannot be written anew");
+                Inner::found(&path, last)?
+            }
+            inner => inner?,
+        };
         let log = Self {
-            inner: Mutex::new(Inner::write(&path, keeper, last)?),
+            inner: Mutex::new(inner),
             path,
             keeper: keeper.to_owned(),
         };
@@ -132,14 +140,30 @@ impl Inner {
             .create_new(true)
             .mode(0o600)
             .open(&new)?;
-        file.write_all(&text)?;
-        std::fs::rename(&new, path)?;
+        let renamed = file
+            .write_all(&text)
+            .and_then(|()| std::fs::rename(&new, path));
+        if let Err(error) = renamed {
+            let _ = std::fs::remove_file(&new);
+            return Err(error);
+        }
         Ok(Self {
             file,
             written: text.len(),
             live: text.len(),
             last,
             torn: false,
+        })
+    }
+
+    /// The file that is there.
+    fn found(path: &Path, last: HashMap<DevNo, Vec<u8>>) -> io::Result<Self> {
+        Ok(Self {
+            file: File::options().append(true).open(path)?,
+            written: 0,
+            live: last.values().map(Vec::len).sum(),
+            last,
+            torn: true,
         })
     }
 

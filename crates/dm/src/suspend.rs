@@ -65,6 +65,15 @@ impl MappedDevice {
     /// When a target of the new table refuses, the new table stays in place, suspended: its cause may be
     /// cured and the device resumed again, or another table loaded.
     pub fn resume(&self, flags: SuspendFlags) -> Result<(), DeviceError> {
+        self.resume_unless(flags, &|| false)
+    }
+
+    /// [`MappedDevice::resume`], whose suspend is given up when `stop` says so: see [`MappedDevice::suspend_unless`].
+    pub fn resume_unless(
+        &self,
+        flags: SuspendFlags,
+        stop: &dyn Fn() -> bool,
+    ) -> Result<(), DeviceError> {
         let mut control = self.control.lock();
         self.not_destroyed()?;
         let inactive = self.staged.lock().inactive.take();
@@ -72,7 +81,7 @@ impl MappedDevice {
             return self.do_resume(&mut control);
         };
         if !self.is_suspended()
-            && let Err(error) = self.do_suspend(&mut control, flags, &|| false)
+            && let Err(error) = self.do_suspend(&mut control, flags, stop)
         {
             // Loads wait for `control`, so the slot is still empty.
             self.staged.lock().inactive = Some(table);

@@ -25,7 +25,7 @@ pub use command::{CommandRing, WideCommandRing, control_command};
 pub use file_ioctl::{clone_range, discard_block_range};
 pub use keyring::{KeyringError, read_key};
 pub use process::{IoFlusherError, lock_memory, mark_io_flusher};
-pub use pulse::{Pulse, PulseKind, PulseSeen, pulses};
+pub use pulse::{Pulse, PulseKind, PulseSeen, pulse_goes_on, pulses};
 pub use ring::{Completed, Ring, RingOp};
 pub use secret::{SecretBox, SecretBytes, SecretSome, scrub_stack};
 pub use shared_memory::SharedMemory;

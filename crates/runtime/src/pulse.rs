@@ -2,6 +2,7 @@
 //!
 //! A pulse is a count, stored once for each turn. Nothing here takes time or judges; that is for who looks.
 
+use std::cell::RefCell;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -20,6 +21,8 @@ pub enum PulseKind {
 pub struct Pulse(Arc<Shared>);
 
 struct Shared {
+    /// Of this pulse alone: the kernel gives a thread's number to others after it.
+    id: u64,
     name: String,
     kind: PulseKind,
     thread: u32,
@@ -31,6 +34,8 @@ struct Shared {
 /// What is seen of one thread's pulse.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct PulseSeen {
+    /// Which pulse.
+    pub id: u64,
     /// The thread's name.
     pub name: String,
     /// See there.
@@ -46,12 +51,18 @@ pub struct PulseSeen {
 }
 
 static ALL: Mutex<Vec<Arc<Shared>>> = Mutex::new(Vec::new());
+static NEXT_ID: AtomicU64 = AtomicU64::new(0);
+
+thread_local! {
+    static MINE: RefCell<Option<Arc<Shared>>> = const { RefCell::new(None) };
+}
 
 impl Pulse {
     /// Begins the pulse of the calling thread, which works.
     pub fn begin(kind: PulseKind) -> Self {
         let name = std::thread::current().name().unwrap_or("?").to_owned();
         let shared = Arc::new(Shared {
+            id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
             name,
             kind,
             thread: rustix::thread::gettid()
@@ -62,14 +73,13 @@ impl Pulse {
             panicked: AtomicBool::new(false),
         });
         ALL.lock().push(shared.clone());
+        MINE.set(Some(shared.clone()));
         Self(shared)
     }
 
     /// A turn begins.
     pub fn works(&self) {
-        // Nobody else stores.
-        let turn = self.0.turn.load(Ordering::Relaxed);
-        self.0.turn.store((turn | 1) + 2, Ordering::Relaxed);
+        self.0.works();
     }
 
     /// The thread will wait for work.
@@ -79,8 +89,22 @@ impl Pulse {
     }
 }
 
+impl Shared {
+    fn works(&self) {
+        // Nobody else stores.
+        let turn = self.turn.load(Ordering::Relaxed);
+        self.turn.store((turn | 1) + 2, Ordering::Relaxed);
+    }
+}
+
+/// The calling thread has got on with one piece of a turn that may have very many.
+pub fn pulse_goes_on() {
+    MINE.with_borrow(|mine| mine.iter().for_each(|pulse| pulse.works()));
+}
+
 impl Drop for Pulse {
     fn drop(&mut self) {
+        let _ = MINE.try_with(|mine| mine.take());
         if std::thread::panicking() && self.0.kind == PulseKind::Serving {
             self.0.panicked.store(true, Ordering::Relaxed);
             return;
@@ -94,6 +118,7 @@ pub fn pulses() -> Vec<PulseSeen> {
     let seen = |shared: &Arc<Shared>| {
         let turn = shared.turn.load(Ordering::Relaxed);
         PulseSeen {
+            id: shared.id,
             name: shared.name.clone(),
             kind: shared.kind,
             thread: shared.thread,
@@ -125,7 +150,7 @@ mod tests {
             let pulse = Pulse::begin(PulseKind::Working);
             for works in [true, true, false] {
                 if works {
-                    pulse.works();
+                    pulse_goes_on();
                 } else {
                     pulse.waits();
                 }

@@ -6,7 +6,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::mpsc::{RecvTimeoutError, SyncSender, sync_channel};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use rustix::fs::{Mode, OFlags};
@@ -30,6 +31,8 @@ pub struct KeeperLink {
     /// Frozen by this process, as the keeper is gone.
     frozen: Mutex<HashMap<DevNo, OwnedFd>>,
     gone: AtomicBool,
+    /// Nobody waits for a freeze any more: what it waits for may wait for this daemon's end.
+    leaving: AtomicBool,
 }
 
 /// See [`KeeperLink::held`].
@@ -63,6 +66,7 @@ impl KeeperLink {
             waiting: Mutex::default(),
             frozen: Mutex::default(),
             gone: AtomicBool::new(false),
+            leaving: AtomicBool::new(false),
         });
         let reader = link.clone();
         std::thread::Builder::new()
@@ -102,14 +106,21 @@ impl KeeperLink {
         of_fuse.into_values().map(|held| held.fd).collect()
     }
 
-    /// The daemon serves; file systems of these devices are frozen.
-    pub fn ready(&self, frozen: Vec<Number>) {
-        let held = std::mem::take(&mut *self.held.lock());
-        // What nobody has taken is of devices that are no more.
-        for (name, _) in held.into_iter().filter(|(_, held)| !held.is_used) {
-            self.tell(&ToKeeper::Forget(name), None);
+    /// The daemon serves; file systems of these devices are frozen. `all_are_back`: what nobody has taken is of devices that are no more;
+    /// otherwise it stays for those that may come back.
+    pub fn ready(&self, frozen: Vec<Number>, all_are_back: bool) {
+        if all_are_back {
+            let held = std::mem::take(&mut *self.held.lock());
+            for (name, _) in held.into_iter().filter(|(_, held)| !held.is_used) {
+                self.tell(&ToKeeper::Forget(name), None);
+            }
         }
         self.tell(&ToKeeper::Ready(frozen), None);
+    }
+
+    /// The daemon ends or makes way: freezes that are not done are given up.
+    pub fn leave(&self) {
+        self.leaving.store(true, Ordering::Relaxed);
     }
 
     /// The end begins.
@@ -189,7 +200,16 @@ impl KeeperLink {
             self.waiting.lock().remove(&number);
             return None;
         }
-        answer.recv().ok()
+        loop {
+            match answer.recv_timeout(LEAVE_LOOK) {
+                Ok(errno) => return Some(errno),
+                Err(RecvTimeoutError::Disconnected) => return None,
+                Err(RecvTimeoutError::Timeout) if self.leaving.load(Ordering::Relaxed) => {
+                    return Some(EINTR);
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+            }
+        }
     }
 }
 
@@ -251,3 +271,7 @@ impl FreezeHolder for KeeperLink {
         self.ask(number, &ToKeeper::Thaw(number), None);
     }
 }
+
+/// How often who waits for a freeze looks whether the daemon ends.
+const LEAVE_LOOK: Duration = Duration::from_millis(100);
+const EINTR: i32 = 4;

@@ -13,6 +13,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
@@ -66,6 +67,7 @@ pub fn run(config: KeeperConfig) -> io::Result<i32> {
         deaths: Vec::new(),
         never_ready: 0,
         ending: false,
+        aborted: Arc::default(),
         sender,
         events,
     };
@@ -100,6 +102,8 @@ struct Keeper {
     /// Daemons in a row that died before they served.
     never_ready: u32,
     ending: bool,
+    /// The mount was given up while a daemon died.
+    aborted: Arc<AtomicBool>,
     sender: Sender<Event>,
     events: Receiver<Event>,
 }
@@ -123,9 +127,29 @@ struct End {
 impl Keeper {
     fn run(mut self) -> io::Result<i32> {
         loop {
-            let end = self.one_life()?;
+            let end = match self.one_life() {
+                Ok(end) => end,
+                Err(error) if self.generation == 0 => return Err(error),
+                Err(error) => {
+                    tracing::error!(%error, binary = %self.binary.path.display(), "the next daemon cannot be started");
+                    if let Some(previous) = self.previous.take() {
+                        self.binary = previous;
+                    }
+                    self.never_ready += 1;
+                    if self.never_ready >= STARTS_MAX {
+                        let reason = format!("{STARTS_MAX} daemons in a row did not come up");
+                        return Ok(self.give_up(&reason));
+                    }
+                    std::thread::sleep(RETRY_PAUSE * self.never_ready);
+                    continue;
+                }
+            };
             if end.status.success() {
+                self.thaw_all();
                 return Ok(0);
+            }
+            if self.aborted.load(Ordering::Relaxed) {
+                return Ok(self.give_up("what was left of the dead daemon kept its devices"));
             }
             if self.generation == 0 && !end.ready {
                 // It has said why, and made nothing that must be kept.
@@ -184,10 +208,14 @@ impl Keeper {
         block_node::abort(&self.config.run_dir);
         self.held.clear();
         self.fuse = Arc::default();
+        self.thaw_all();
+        1
+    }
+
+    fn thaw_all(&mut self) {
         for fd in self.freezes.take_all() {
             let _ = freeze::thaw_mounted(&fd);
         }
-        1
     }
 
     fn one_life(&mut self) -> io::Result<End> {
@@ -250,10 +278,11 @@ impl Keeper {
         let sender = self.sender.clone();
         let fuse = self.fuse.clone();
         let run_dir = self.config.run_dir.clone();
+        let aborted = self.aborted.clone();
         std::thread::Builder::new()
             .name("keeper-waits".to_owned())
             .spawn(move || {
-                let _ = sender.send(Event::Ended(wait(child, &fuse, &run_dir)));
+                let _ = sender.send(Event::Ended(wait(child, &fuse, &run_dir, &aborted)));
             })?;
         let life = Life {
             pid,
@@ -403,7 +432,12 @@ fn read(socket: &OwnedFd, generation: u32, sender: &Sender<Event>) {
 ///
 /// A thread that waited in the kernel for an answer of its own process would keep it: such requests are answered here.
 /// Threads that wait by way of others (the kernel's, writing back) cannot be helped so: then the mount is aborted.
-fn wait(mut child: Child, fuse: &OnceLock<OwnedFd>, run_dir: &Path) -> ExitStatus {
+fn wait(
+    mut child: Child,
+    fuse: &OnceLock<OwnedFd>,
+    run_dir: &Path,
+    aborted: &AtomicBool,
+) -> ExitStatus {
     let pid = child.id();
     let pidfd = i32::try_from(pid)
         .ok()
@@ -434,7 +468,8 @@ fn wait(mut child: Child, fuse: &OnceLock<OwnedFd>, run_dir: &Path) -> ExitStatu
         if let Some(fuse) = fuse.get() {
             block_node::answer_for_dead(fuse, &stuck);
         }
-        if stuck_since.get_or_insert_with(Instant::now).elapsed() > STUCK_MAX {
+        let is_long = stuck_since.get_or_insert_with(Instant::now).elapsed() > STUCK_MAX;
+        if is_long && !aborted.swap(true, Ordering::Relaxed) {
             tracing::error!(
                 "threads of the dead daemon wait for its devices: I/O on all of them fails from now on"
             );
@@ -459,6 +494,11 @@ fn threads_of_dead(pid: u32) -> Vec<u32> {
         .flatten()
         .flatten()
         .filter_map(|task| task.file_name().to_str()?.parse().ok())
+        // I/O under way on backings, which may be slow: nothing of ours keeps it.
+        .filter(|thread: &u32| {
+            let comm = std::fs::read_to_string(format!("/proc/{pid}/task/{thread}/comm"));
+            !comm.is_ok_and(|comm| comm.starts_with("iou-"))
+        })
         .collect()
 }
 
@@ -513,7 +553,7 @@ const DEATHS_WINDOW: Duration = Duration::from_secs(60);
 /// How often a dead daemon's remaining threads are looked at.
 const STUCK_LOOK: Duration = Duration::from_millis(200);
 /// How long they may wait before their devices are given up.
-const STUCK_MAX: Duration = Duration::from_secs(15);
+const STUCK_MAX: Duration = Duration::from_secs(60);
 /// One descriptor of the FUSE connection.
 const FIRST_FUSE: &str = "fuse-0";
 const EBUSY: i32 = 16;

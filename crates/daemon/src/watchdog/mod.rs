@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use rustix::time::{ClockId, clock_gettime};
 use thinmap_dm::MemoryKeeper;
-use thinmap_runtime::{Pulse, PulseKind, SharedMemory, pulses};
+use thinmap_runtime::{Pulse, PulseKind, PulseSeen, SharedMemory, pulses};
 
 use self::watch::{Finding, LOOKS, Trouble, Watch};
 use crate::daemon::Daemon;
@@ -37,7 +37,7 @@ pub(crate) fn start(daemon: &Arc<Daemon>, limit: Duration) -> std::io::Result<()
     Ok(())
 }
 
-/// Does again and again what every command does first. Where it waits, they all wait.
+/// Looks at every device again and again, as commands do. Where it waits, they all wait.
 fn ask(daemon: &Weak<Daemon>, period: Duration) {
     let pulse = Pulse::begin(PulseKind::Serving);
     while let Some(daemon) = serving(daemon) {
@@ -60,20 +60,29 @@ fn watch(daemon: &Weak<Daemon>, period: Duration, keeper: Option<&Keeper>) {
     let mut watch = Watch::new(period);
     loop {
         std::thread::sleep(period);
-        if serving(daemon).is_none() {
+        if daemon.strong_count() == 0 {
             return;
         }
         let findings = watch.look(pulses(), threads::activity);
         let hang = findings.iter().find(|found| found.is_hang());
-        // The end may have begun meanwhile, and takes its time.
-        if let Some(hang) = hang
-            && serving(daemon).is_some()
-            && keeper.is_some_and(Keeper::starts_another)
-        {
-            tracing::error!(
-                "{hang}. This daemon hangs: it ends itself, and the keeper starts the next one"
-            );
-            std::process::abort();
+        if let Some(hang) = hang {
+            // An end that waits for such a thread would never come.
+            let is_ending = serving(daemon).is_none();
+            if is_ending || keeper.is_some_and(Keeper::starts_another) {
+                match is_ending {
+                    true => tracing::error!(
+                        "{hang}. The daemon's end would wait for it for ever: it ends without order"
+                    ),
+                    false => tracing::error!(
+                        "{hang}. This daemon hangs: it ends itself, and the keeper starts the next one"
+                    ),
+                }
+                // Telling may have waited for who reads the log, and the thread for the same.
+                let is_same = |now: &PulseSeen| *now == hang.seen;
+                if pulses().iter().any(is_same) {
+                    std::process::abort();
+                }
+            }
         }
         findings.iter().for_each(|found| tell(found, keeper));
     }
@@ -91,6 +100,8 @@ fn tell(found: &Finding, keeper: Option<&Keeper>) {
         tracing::error!(
             "{found}. I/O and commands may wait for ever; the daemon goes on, as {why}"
         );
+    } else if found.trouble == Trouble::Runs {
+        tracing::warn!("{found}");
     } else {
         tracing::error!("{found}: what it waits for does not answer");
     }

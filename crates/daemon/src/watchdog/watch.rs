@@ -15,7 +15,8 @@ pub(super) const LOOKS: u32 = 12;
 /// What is remembered from look to look.
 pub(super) struct Watch {
     period: Duration,
-    known: HashMap<u32, Known>,
+    /// By pulse.
+    known: HashMap<u64, Known>,
 }
 
 struct Known {
@@ -31,8 +32,7 @@ struct Known {
 /// What was found of a thread.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) struct Finding {
-    pub name: String,
-    pub kind: PulseKind,
+    pub seen: PulseSeen,
     pub trouble: Trouble,
     /// For how long, at least.
     pub time: Duration,
@@ -55,7 +55,7 @@ pub(super) enum Trouble {
 impl Finding {
     /// Nothing that the thread waits for will come.
     pub fn is_hang(&self) -> bool {
-        self.kind == PulseKind::Serving
+        self.seen.kind == PulseKind::Serving
             && matches!(
                 self.trouble,
                 Trouble::Gone | Trouble::Runs | Trouble::Sleeps
@@ -65,7 +65,7 @@ impl Finding {
 
 impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (name, secs) = (&self.name, self.time.as_secs_f64().round());
+        let (name, secs) = (&self.seen.name, self.time.as_secs_f64().round());
         match self.trouble {
             Trouble::Gone => write!(f, "thread {name} has ended by a panic"),
             Trouble::Runs => write!(f, "thread {name} has run for {secs} s without an end"),
@@ -88,7 +88,7 @@ impl Watch {
         }
     }
 
-    /// A look at all threads; each trouble is found once.
+    /// A look at all threads. A trouble is found once, a hang again after as many looks.
     pub fn look(
         &mut self,
         seen: Vec<PulseSeen>,
@@ -97,10 +97,10 @@ impl Watch {
         let mut findings = Vec::new();
         let mut known = HashMap::new();
         for seen in seen {
-            let before = self.known.remove(&seen.thread);
+            let before = self.known.remove(&seen.id);
             let (now, finding) = self.compare(before, seen, &activity);
             findings.extend(finding);
-            known.insert(now.seen.thread, now);
+            known.insert(now.seen.id, now);
         }
         self.known = known;
         findings
@@ -113,13 +113,12 @@ impl Watch {
         activity: &impl Fn(u32) -> Option<Activity>,
     ) -> (Known, Option<Finding>) {
         let finding = |trouble, time| Finding {
-            name: seen.name.clone(),
-            kind: seen.kind,
+            seen: seen.clone(),
             trouble,
             time,
         };
         if seen.panicked {
-            let is_new = before.is_none_or(|before| !before.told);
+            let is_new = before.is_none_or(|before| !before.seen.panicked);
             let finding = is_new.then(|| finding(Trouble::Gone, Duration::ZERO));
             return (Known::new(seen, true), finding);
         }
@@ -146,7 +145,8 @@ impl Watch {
             Doing::WaitsInKernel => now.waited += 1,
             Doing::Runs | Doing::IsStopped => {}
         }
-        let hangs = stuck_before < LOOKS && now.stuck == LOOKS;
+        // Once more after as long again: what could not be done about it may be possible then.
+        let hangs = now.stuck > stuck_before && now.stuck.is_multiple_of(LOOKS);
         if !hangs && (now.told || now.stuck + now.waited < LOOKS) {
             return (now, None);
         }
@@ -188,6 +188,7 @@ mod tests {
 
     fn seen(kind: PulseKind, turn: u64) -> Vec<PulseSeen> {
         vec![PulseSeen {
+            id: 1,
             name: "t".to_owned(),
             kind,
             thread: 7,
@@ -215,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn who_serves_and_sleeps_or_runs_in_one_turn_hangs_and_is_found_once() {
+    fn who_serves_and_sleeps_or_runs_in_one_turn_hangs() {
         for (activity, trouble, at) in [
             ((Doing::Sleeps, 0.0), Trouble::Sleeps, 13),
             // The first look is the one that its time is counted from.
@@ -224,8 +225,9 @@ mod tests {
         ] {
             let mut watch = Watch::new(PERIOD);
             let serving = seen(PulseKind::Serving, 3);
-            let found = looks(&mut watch, &serving, activity, 50);
-            assert_eq!(found, [(at, trouble, true)], "{activity:?}");
+            let found = looks(&mut watch, &serving, activity, at + LOOKS);
+            let again = [at, at + LOOKS].map(|at| (at, trouble, true));
+            assert_eq!(found, again, "{activity:?}");
         }
     }
 
@@ -263,7 +265,7 @@ mod tests {
         let waits = (Doing::WaitsInKernel, 0.0);
         let found = looks(&mut watch, &serving, waits, 50);
         assert_eq!(found, [(13, Trouble::Waits, false)]);
-        let found = looks(&mut watch, &serving, (Doing::Sleeps, 0.0), 50);
+        let found = looks(&mut watch, &serving, (Doing::Sleeps, 0.0), 20);
         assert_eq!(found, [(12, Trouble::Sleeps, true)]);
     }
 
@@ -271,7 +273,7 @@ mod tests {
     fn a_worker_that_sleeps_is_told_of_and_told_of_when_it_goes_on() {
         let mut watch = Watch::new(PERIOD);
         let sleeps = (Doing::Sleeps, 0.0);
-        let found = looks(&mut watch, &seen(PulseKind::Working, 3), sleeps, 30);
+        let found = looks(&mut watch, &seen(PulseKind::Working, 3), sleeps, 20);
         assert_eq!(found, [(13, Trouble::Sleeps, false)]);
         let found = looks(&mut watch, &seen(PulseKind::Working, 4), sleeps, 30);
         assert_eq!(found, [(1, Trouble::Over, false)]);

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 use thinmap_block::{EndIo, Io};
-use thinmap_runtime::IoBuf;
+use thinmap_runtime::{IoBuf, pulse_goes_on};
 use thinmap_units::{BlkStatus, Sector};
 
 use super::{IoCore, issue};
@@ -70,6 +70,7 @@ impl Cut {
     /// Sends pieces until the window is full or nothing is left. The caller has set `issuing`.
     fn issue(self: &Arc<Self>, live: &LiveTable) {
         loop {
+            pulse_goes_on();
             let next = self.next(live);
             match next {
                 Next::Piece(piece, io) => issue(piece.line, piece.limits, io),

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 
 use parking_lot::Mutex;
 use thinmap_block::{EndIo, Io, Op};
-use thinmap_runtime::IoBuf;
+use thinmap_runtime::{IoBuf, pulse_goes_on};
 use thinmap_units::{BlkStatus, Sector};
 
 use crate::table::Line;
@@ -51,6 +51,8 @@ impl WriteOut {
     fn run(self: &Arc<Self>) {
         loop {
             let Some(io) = self.next_write() else { return };
+            // A request may be of terabytes, and each write end inside its submission.
+            pulse_goes_on();
             self.turn.store(SUBMITTING, Ordering::SeqCst);
             match self.target.map(io) {
                 MapOutcome::Remapped(io, dev) => dev.submit(io),

@@ -7,12 +7,12 @@ mod map;
 mod origin;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 
 use thinmap_block::{Extent, Io, Op, QueueLimits};
 use thinmap_dm::{
-    ConstructCx, DeviceId, DeviceRole, DeviceUse, MapOutcome, StatusFlags, StatusKind, TableError,
-    Target, TargetArgs, TargetFeatures, TargetInfo, TargetType,
+    ConstructCx, DeviceId, DeviceRole, DeviceUse, MapOutcome, ResumeError, StatusFlags, StatusKind,
+    TableError, Target, TargetArgs, TargetFeatures, TargetInfo, TargetType,
 };
 use thinmap_thin_metadata::{ErrorKind, Lookup, MayRead};
 use thinmap_units::{BlkStatus, Sector, ThinId, VirtBlock};
@@ -89,6 +89,7 @@ impl TargetType for ThinType {
             volume,
             begin: args.begin,
             origin,
+            origin_size: AtomicU64::new(0),
             requeue: AtomicBool::new(false),
         });
         Ok(Arc::new(Thin {
@@ -123,6 +124,8 @@ pub struct Port {
     /// The line's first sector in its mapped device.
     pub(crate) begin: Sector,
     pub(crate) origin: Option<DeviceUse>,
+    /// In sectors, as it was at the last resume: asking for it may wait for its disk.
+    origin_size: AtomicU64,
     requeue: AtomicBool,
 }
 
@@ -205,6 +208,13 @@ impl Target for Thin {
         let block = self.pool.geometry.block().bytes();
         limits.discard_granularity = u32::try_from(block).unwrap_or(u32::MAX);
         limits.max_discard = Sector(DISCARD_SECTORS_MAX);
+    }
+
+    fn preresume(&self) -> Result<(), ResumeError> {
+        if let Some(origin) = &self.port.origin {
+            self.port.origin_size.store(origin.dev.size().raw(), SeqCst);
+        }
+        Ok(())
     }
 
     fn status(&self, kind: StatusKind, flags: StatusFlags, out: &mut String) {

@@ -1,6 +1,7 @@
 //! External origins: what unmapped blocks of a volume read as, also when the origin is smaller.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use parking_lot::Mutex;
 use thinmap_block::{BlockDevice, EndIo, Io};
@@ -23,7 +24,7 @@ impl Port {
         let Some(origin) = &self.origin else {
             return OriginRead::Zeroes(io);
         };
-        let (at, size) = (self.virtual_sector(&io), origin.dev.size());
+        let (at, size) = (self.virtual_sector(&io), self.origin_size());
         if at >= size {
             return OriginRead::Zeroes(io);
         }
@@ -41,6 +42,10 @@ impl Port {
         OriginRead::Submit(front, &origin.dev)
     }
 
+    fn origin_size(&self) -> Sector {
+        Sector(self.origin_size.load(Ordering::SeqCst))
+    }
+
     /// Where the origin's part of the block at `begin` lies, and how long it is; `None` without one.
     pub(crate) fn origin_source(
         &self,
@@ -48,7 +53,7 @@ impl Port {
         block: Sector,
     ) -> Option<(Arc<dyn BlockDevice>, Sector)> {
         let origin = self.origin.as_ref()?;
-        let size = origin.dev.size();
+        let size = self.origin_size();
         (begin < size).then(|| (origin.dev.clone(), block.min(size - begin)))
     }
 }

@@ -1,0 +1,175 @@
+//! Deaths, upgrades and ends at awkward moments: commands that wait, a full run directory, a broken configuration, a backing that is
+//! not there, a binary that cannot be started.
+
+use std::process::{Child, Stdio};
+
+use crate::world::{World, can_make_block_devices, kill_and_wait};
+
+fn world() -> World {
+    let world = World::new();
+    world.sh("printf '[continuity]\ndeaths_max = 0\n' > config.toml
+         thinmap daemon --detach --config config.toml; truncate -s 16M low.img other.img
+         dmsetup create low --table \"0 32768 linear $PWD/low.img 0\"
+         dmsetup create up --table \"0 32768 linear $M/low 0\"
+         dmsetup create other --table \"0 32768 linear $PWD/other.img 0\"");
+    world
+}
+
+fn start(world: &World, script: &str) -> Child {
+    let mut bash = world.command("bash");
+    bash.args(["-c", script])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
+    bash.spawn().expect("bash runs")
+}
+
+/// A write to `up` that waits below it, and a suspend of `up` that waits for the write.
+fn a_suspend_that_waits(world: &World) -> [Child; 2] {
+    world.sh("dmsetup suspend low");
+    let write = start(world, "dd if=/dev/zero of=$M/up bs=4k count=1 oflag=direct");
+    world.sh("sleep 0.5");
+    let suspend = start(world, "dmsetup suspend --noflush --nolockfs up");
+    world.sh("sleep 0.5");
+    [write, suspend]
+}
+
+#[test]
+fn an_upgrade_does_not_wait_for_a_command_that_waits() {
+    if !can_make_block_devices("an_upgrade_does_not_wait_for_a_command_that_waits") {
+        return;
+    }
+    let world = world();
+    let [mut write, mut suspend] = a_suspend_that_waits(&world);
+    world.sh("timeout 60 thinmap upgrade");
+    assert!(!suspend.wait().expect("dmsetup").success());
+    assert!(write.try_wait().expect("dd").is_none(), "it waits still");
+    world.sh("timeout 20 dmsetup resume low");
+    assert!(write.wait().expect("dd").success());
+    world.sh("dmsetup remove up low other");
+    world.end();
+}
+
+#[test]
+fn a_stop_by_force_does_not_wait_for_a_command_that_waits() {
+    if !can_make_block_devices("a_stop_by_force_does_not_wait_for_a_command_that_waits") {
+        return;
+    }
+    let world = world();
+    let children = a_suspend_that_waits(&world);
+    world.sh("timeout 60 thinmap stop --force");
+    for mut child in children {
+        child.wait().expect("it ends");
+    }
+    let left = world.leftovers();
+    assert!(left.is_empty(), "{left:#?}");
+}
+
+/// The suspend has the device's lock, and its removal waits.
+#[test]
+fn a_removal_that_waits_keeps_no_command_from_other_devices() {
+    if !can_make_block_devices("a_removal_that_waits_keeps_no_command_from_other_devices") {
+        return;
+    }
+    let world = world();
+    world.sh("dmsetup suspend --noflush --nolockfs low");
+    let mut client = start(
+        &world,
+        "nbdcopy \"nbd+unix:///up?socket=$RUN/nbd.sock\" null:",
+    );
+    world.sh("sleep 0.5; dmsetup remove --deferred up");
+    let mut suspend = start(&world, "dmsetup suspend --noflush --nolockfs up");
+    world.sh("sleep 0.5
+         timeout 10 dmsetup info other; timeout 10 dmsetup ls; timeout 10 dmsetup resume low");
+    suspend.wait().expect("dmsetup");
+    let _ = client.kill();
+    client.wait().expect("nbdcopy");
+    world.sh(
+        "until ! dmsetup info up 2>/dev/null; do dmsetup resume up || true; sleep 0.1; done
+         dmsetup remove low other",
+    );
+    world.end();
+}
+
+#[test]
+fn a_full_run_directory_costs_no_device() {
+    if !can_make_block_devices("a_full_run_directory_costs_no_device") {
+        return;
+    }
+    let world = World::new();
+    world.sh(
+        "mkdir run; mount -t tmpfs -o size=512k,mode=700 none run; truncate -s 1M disk.img
+         dmsetup create one --table \"0 2048 linear $PWD/disk.img 0\"
+         dd if=/dev/zero of=run/fill bs=1k 2>/dev/null || true",
+    );
+    kill_and_wait(world.daemon_pid().expect("a daemon"));
+    world.sh("timeout 60 dd if=$M/one of=/dev/null bs=4k count=1 iflag=direct
+         timeout 60 dmsetup table one | grep linear; rm run/fill; dmsetup create two --table '0 8 zero'");
+    kill_and_wait(world.daemon_pid().expect("a daemon"));
+    world.sh("timeout 60 dmsetup table two; dmsetup remove one two; thinmap --no-autostart stop; umount -l run");
+}
+
+#[test]
+fn a_configuration_that_broke_costs_no_device() {
+    if !can_make_block_devices("a_configuration_that_broke_costs_no_device") {
+        return;
+    }
+    let world = world();
+    for broken in [
+        "garbage = [",
+        "[access]\nadministrators = \"nobody-has-such-a-group\"",
+        "[nbd]\ntcp = \"127.0.0.1:0\"\ntls_certificate = \"/nowhere\"\ntls_key = \"/nowhere\"",
+        "[block_devices]\nenabled = false",
+    ] {
+        std::fs::write(world.path().join("config.toml"), broken).expect("written");
+        kill_and_wait(world.daemon_pid().expect("a daemon"));
+        world.sh("timeout 60 dd if=$M/up of=/dev/null bs=4k count=1 iflag=direct; timeout 60 dmsetup table up");
+        world.sh("timeout 60 thinmap upgrade; timeout 60 dd if=$M/up of=/dev/null bs=4k count=1 iflag=direct");
+        assert!(world.daemon_log().contains("ERROR"), "{broken}");
+    }
+    world.sh("dmsetup remove up low other");
+    world.end();
+}
+
+#[test]
+fn a_backing_that_was_away_at_a_death_is_there_after_the_next() {
+    if !can_make_block_devices("a_backing_that_was_away_at_a_death_is_there_after_the_next") {
+        return;
+    }
+    let world = world();
+    world.sh("mv other.img away.img");
+    kill_and_wait(world.daemon_pid().expect("a daemon"));
+    world.fails("timeout 60 dd if=$M/other of=/dev/null bs=4k count=1 iflag=direct");
+    world.sh(
+        "timeout 60 dd if=$M/up of=/dev/null bs=4k count=1 iflag=direct; mv away.img other.img",
+    );
+    kill_and_wait(world.daemon_pid().expect("a daemon"));
+    world.sh(
+        "# Its block device learns its size just after it is served again.
+         timeout 60 bash -c 'until dd if=$M/other of=/dev/null bs=4k count=1 iflag=direct; do sleep 0.1; done'
+         mv other.img away.img",
+    );
+    // And one that never comes back can be removed, with its node.
+    kill_and_wait(world.daemon_pid().expect("a daemon"));
+    world.sh("timeout 60 dmsetup info other; dmsetup remove other; test ! -e $M/other; dmsetup remove up low");
+    world.end();
+}
+
+#[test]
+fn a_binary_that_cannot_be_started_for_a_moment_costs_no_device() {
+    if !can_make_block_devices("a_binary_that_cannot_be_started_for_a_moment_costs_no_device") {
+        return;
+    }
+    let world = World::new();
+    world.sh(
+        "cp bin/thinmap own; ./own daemon --detach; truncate -s 1M disk.img
+         dmsetup create one --table \"0 2048 linear $PWD/disk.img 0\"",
+    );
+    let pid = world.daemon_pid().expect("a daemon");
+    world.sh("chmod -x own");
+    kill_and_wait(pid);
+    world.sh(
+        "sleep 0.3; chmod +x own; timeout 60 dd if=$M/one of=/dev/null bs=4k count=1 iflag=direct
+         timeout 60 dmsetup remove one",
+    );
+    world.end();
+}
