@@ -124,3 +124,27 @@ fn a_daemon_that_is_stopped_by_somebody_does_not_hang() {
     world.sh("dmsetup remove lin");
     world.end();
 }
+
+#[test]
+fn a_stop_by_force_does_not_wait_for_a_thread_that_hangs() {
+    if !can_make_block_devices("a_stop_by_force_does_not_wait_for_a_thread_that_hangs") {
+        return;
+    }
+    let world = world(2, true);
+    let mut load = read_for_ever(&world);
+    let pid = world.daemon_pid().expect("a daemon");
+    spin_in_a_turn(pid, "thinmap-fuse");
+    // Cut off, as the daemon ends without order.
+    let _ = world.try_sh("timeout 60 thinmap --no-autostart stop --force");
+    wait_for(&world, "end", || {
+        world
+            .try_sh("flock -n $RUN/control.lock true")
+            .status
+            .success()
+    });
+    let _ = load.kill();
+    load.wait().expect("fio");
+    // Cleans up what it left.
+    world.sh("dmsetup ls");
+    world.end();
+}

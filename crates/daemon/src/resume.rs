@@ -14,8 +14,9 @@ use crate::daemon::Daemon;
 use crate::devices::Device;
 use crate::state::{SavedDevice, SavedTable};
 
-/// How long a backing may be held by what the dead daemon had in flight on it.
-const BUSY_MAX: Duration = Duration::from_secs(20);
+/// How long backings may be held by what the dead daemon had in flight on them, all together: the keeper waits 60 s for a daemon to
+/// serve.
+const BUSY_MAX: Duration = Duration::from_secs(45);
 const BUSY_PAUSE: Duration = Duration::from_millis(2);
 
 impl Daemon {
@@ -28,9 +29,10 @@ impl Daemon {
             }
         }
         let order = bottom_up(&devices);
+        let until = Instant::now() + BUSY_MAX;
         for (saved, device) in order.iter().map(|i| &devices[*i]) {
             if let Some(table) = &saved.live
-                && let Err(error) = make_live(device, table)
+                && let Err(error) = make_live(device, table, until)
             {
                 tracing::error!(device = %device.md.name(), %error, "cannot come back: I/O on it fails. Load its table when the cause is cured; the next daemon tries again");
                 *device.lost.lock() = Some(table.clone());
@@ -39,7 +41,8 @@ impl Daemon {
         // After all that is live: a line that will take a snapshot over would be taken for the snapshot's first one.
         for (saved, device) in order.iter().map(|i| &devices[*i]) {
             if let Some(table) = &saved.inactive
-                && let Err(error) = patiently(|| device.md.load(&lines(table), table.read_only))
+                && let Err(error) =
+                    patiently(until, || device.md.load(&lines(table), table.read_only))
             {
                 tracing::error!(device = %device.md.name(), %error, "its inactive table cannot come back");
             }
@@ -104,8 +107,8 @@ impl Daemon {
     }
 }
 
-fn make_live(device: &Device, table: &SavedTable) -> Result<(), DeviceError> {
-    patiently(|| device.md.load(&lines(table), table.read_only))?;
+fn make_live(device: &Device, table: &SavedTable, until: Instant) -> Result<(), DeviceError> {
+    patiently(until, || device.md.load(&lines(table), table.read_only))?;
     let event = device.md.event().number();
     let resumed = device.md.resume(SuspendFlags {
         noflush: true,
@@ -127,8 +130,10 @@ fn lines(table: &SavedTable) -> Vec<TableLine> {
 
 /// Tries again while a backing is busy: requests of the dead daemon are still in flight on it, and may not meet their repetition.
 /// The kernel holds the dead one's lock (of a file) or claim (of a block device) as long as they are.
-fn patiently(mut load: impl FnMut() -> Result<(), DeviceError>) -> Result<(), DeviceError> {
-    let until = Instant::now() + BUSY_MAX;
+fn patiently(
+    until: Instant,
+    mut load: impl FnMut() -> Result<(), DeviceError>,
+) -> Result<(), DeviceError> {
     loop {
         match load() {
             Err(error) if is_busy(&error) && Instant::now() < until => {

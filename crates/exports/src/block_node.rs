@@ -278,8 +278,9 @@ pub fn open_kept(
 pub fn abort(run_dir: &Path) {
     let dir = crate::fuse::canonical(&run_dir.join("fuse"));
     for dev in crate::fuse::mounts_at(&dir) {
-        let abort = format!("/sys/fs/fuse/connections/{}/abort", dev.minor);
-        let _ = std::fs::write(abort, "1");
+        if let Err(error) = crate::fuse::abort_connection(dev.minor, run_dir) {
+            tracing::error!(%error, "the FUSE connection cannot be aborted: I/O waits until the last process that has it open is gone");
+        }
     }
 }
 

@@ -390,3 +390,18 @@ fn a_device_that_panics_at_the_end_of_a_request_fails_it_and_no_other() {
         file.read_exact_at(&mut block, 0).expect("another place");
     }
 }
+
+#[test]
+fn an_aborted_mount_fails_who_waits() {
+    let stack = Stack::start();
+    let holds = Double::new(Sector(2048), |_: &Io| Fate::Hold);
+    let (_node, path) = file_of(&stack, holds.clone());
+    let file = std::fs::File::open(path).expect("open");
+    let reader = std::thread::spawn(move || file.read_exact_at(&mut [0; 4096], 0));
+    while holds.held() == 0 {
+        std::thread::yield_now();
+    }
+    block_node::abort(stack.dir.path());
+    reader.join().expect("no panic").expect_err("it fails");
+    holds.release();
+}

@@ -20,7 +20,7 @@ mod unaligned;
 mod uring;
 
 pub(crate) use file::{DeviceFile, Geometry};
-pub(crate) use mount::{mounts_at, unmount_lazily};
+pub(crate) use mount::{abort_connection, mounts_at, unmount_lazily};
 pub(crate) use nodes::FuseFileNodes;
 pub(crate) use queue::Buffers;
 pub use server::DESCRIPTOR_NAME;

@@ -1,5 +1,6 @@
 //! Mounting and unmounting: mount(2) for root, the setuid helper fusermount3 for everybody else.
 
+use std::ffi::CString;
 use std::io::IoSliceMut;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -44,7 +45,7 @@ pub(crate) fn mount(dir: &Path) -> Result<OwnedFd, MountError> {
         "fd={},rootmode=40000,user_id={uid},group_id={gid},default_permissions,subtype=thinmap",
         fd.as_raw_fd()
     );
-    let options = std::ffi::CString::new(options).expect("no NUL in numbers");
+    let options = CString::new(options).expect("no NUL in numbers");
     let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
     match rustix::mount::mount("thinmap", dir, "fuse", flags, options.as_c_str()) {
         Ok(()) => Ok(fd),
@@ -104,6 +105,24 @@ pub(crate) fn mounts_at(dir: &Path) -> Vec<thinmap_units::DevNo> {
         .filter(|mount| mount.mount_point == dir && mount.fs_type.starts_with("fuse"))
         .map(|mount| mount.dev)
         .collect()
+}
+
+/// Ends a connection for all who have it open. Where nobody has mounted fusectl (containers) it is mounted below `dir` for the moment.
+pub(crate) fn abort_connection(minor: u32, dir: &Path) -> std::io::Result<()> {
+    let write = |at: &Path| std::fs::write(at.join(format!("{minor}/abort")), "1");
+    let table = std::fs::read("/proc/self/mountinfo")?;
+    let mounts = crate::openers::parse_mountinfo(&table);
+    if let Some(control) = mounts.iter().find(|mount| mount.fs_type == "fusectl") {
+        return write(&control.mount_point);
+    }
+    let at = dir.join("fusectl");
+    std::fs::create_dir_all(&at)?;
+    let none = CString::default();
+    rustix::mount::mount("none", &at, "fusectl", MountFlags::empty(), none.as_c_str())?;
+    let written = write(&at);
+    let _ = rustix::mount::unmount(&at, UnmountFlags::DETACH);
+    let _ = std::fs::remove_dir(&at);
+    written
 }
 
 fn open_device() -> Result<OwnedFd, Errno> {
