@@ -9,22 +9,24 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
+use std::process::{ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use rustix::process::{Pid, Signal};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use thinmap_exports::{block_node, freeze};
 
+use super::binary::Binary;
+use super::dead::wait;
 use super::freezes::{AskedBy, Freezes, Step};
 use super::message::{self, Beginning, Number, ToDaemon, ToKeeper, UPGRADE_EXIT};
 use crate::config::ContinuitySection;
@@ -378,7 +380,7 @@ impl Keeper {
     /// In a thread: it ends when the file system has written back, for which the daemon, or the next one, must serve.
     fn freeze(&self, generation: u32, number: Number, fd: OwnedFd) {
         let sender = self.sender.clone();
-        std::thread::spawn(move || {
+        let started = std::thread::Builder::new().spawn(move || {
             let result = match freeze::freeze_mounted(&fd) {
                 Ok(()) => Ok(Some(fd)),
                 // Frozen by somebody else, and left to them.
@@ -390,11 +392,16 @@ impl Keeper {
             };
             let _ = sender.send(Event::Frozen(generation, number, result));
         });
+        if let Err(error) = started {
+            let errno = error.raw_os_error().unwrap_or(EBUSY);
+            let refused = Event::Frozen(generation, number, Err(errno));
+            let _ = self.sender.send(refused);
+        }
     }
 
     fn thaw(&self, number: Number, fd: OwnedFd, asked_by: AskedBy) {
         let sender = self.sender.clone();
-        std::thread::spawn(move || {
+        let thaw = move || {
             // EINVAL: an administrator thawed it.
             if let Err(errno) = freeze::thaw_mounted(&fd)
                 && errno != EINVAL
@@ -402,7 +409,14 @@ impl Keeper {
                 tracing::error!(device = ?number, errno, "a frozen file system cannot be thawed");
             }
             let _ = sender.send(Event::Thawed(asked_by, number));
-        });
+        };
+        let thaw = Arc::new(Mutex::new(Some(thaw)));
+        let ours = thaw.clone();
+        let work = move || ours.lock().take().into_iter().for_each(|thaw| thaw());
+        // Without a thread here and now: nobody else will.
+        if std::thread::Builder::new().spawn(work).is_err() {
+            thaw.lock().take().into_iter().for_each(|thaw| thaw());
+        }
     }
 }
 
@@ -428,109 +442,6 @@ fn read(socket: &OwnedFd, generation: u32, sender: &Sender<Event>) {
     }
 }
 
-/// Waits until a daemon is gone with all its threads.
-///
-/// A thread that waited in the kernel for an answer of its own process would keep it: such requests are answered here.
-/// Threads that wait by way of others (the kernel's, writing back) cannot be helped so: then the mount is aborted.
-fn wait(
-    mut child: Child,
-    fuse: &OnceLock<OwnedFd>,
-    run_dir: &Path,
-    aborted: &AtomicBool,
-) -> ExitStatus {
-    let pid = child.id();
-    let pidfd = i32::try_from(pid)
-        .ok()
-        .and_then(Pid::from_raw)
-        .and_then(|pid| {
-            rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).ok()
-        });
-    let Some(pidfd) = pidfd else {
-        return child.wait().unwrap_or_default();
-    };
-    let mut stuck_since = None;
-    loop {
-        let mut fds = [rustix::event::PollFd::new(
-            &pidfd,
-            rustix::event::PollFlags::IN,
-        )];
-        let timeout = rustix::event::Timespec {
-            tv_sec: 0,
-            tv_nsec: STUCK_LOOK.as_nanos() as _,
-        };
-        if rustix::event::poll(&mut fds, Some(&timeout)).unwrap_or(0) > 0 {
-            return child.wait().unwrap_or_default();
-        }
-        let stuck = threads_of_dead(pid);
-        if stuck.is_empty() {
-            continue;
-        }
-        if let Some(fuse) = fuse.get() {
-            block_node::answer_for_dead(fuse, &stuck);
-        }
-        let is_long = stuck_since.get_or_insert_with(Instant::now).elapsed() > STUCK_MAX;
-        if is_long && !aborted.swap(true, Ordering::Relaxed) {
-            tracing::error!(
-                "threads of the dead daemon wait for its devices: I/O on all of them fails from now on"
-            );
-            block_node::abort(run_dir);
-        }
-    }
-}
-
-/// The threads of a process whose first thread has ended by a signal, as all do then that do not wait in the kernel.
-fn threads_of_dead(pid: u32) -> Vec<u32> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    let is_dead = stat
-        .rsplit(") ")
-        .next()
-        .is_some_and(|rest| rest.starts_with('Z'));
-    if !is_dead {
-        return Vec::new();
-    }
-    let tasks = std::fs::read_dir(format!("/proc/{pid}/task"));
-    tasks
-        .into_iter()
-        .flatten()
-        .flatten()
-        .filter_map(|task| task.file_name().to_str()?.parse().ok())
-        // I/O under way on backings, which may be slow: nothing of ours keeps it.
-        .filter(|thread: &u32| {
-            let comm = std::fs::read_to_string(format!("/proc/{pid}/task/{thread}/comm"));
-            !comm.is_ok_and(|comm| comm.starts_with("iou-"))
-        })
-        .collect()
-}
-
-/// A program, by its path as long as that leads to the file that it led to first.
-struct Binary {
-    path: PathBuf,
-    file: File,
-}
-
-impl Binary {
-    fn open(path: &Path) -> io::Result<Self> {
-        Ok(Self {
-            path: path.to_owned(),
-            file: File::open(path)?,
-        })
-    }
-
-    fn command(&self) -> Command {
-        let same =
-            |a: std::fs::Metadata, b: std::fs::Metadata| (a.dev(), a.ino()) == (b.dev(), b.ino());
-        let is_there = match (std::fs::metadata(&self.path), self.file.metadata()) {
-            (Ok(there), Ok(ours)) => same(there, ours),
-            _ => false,
-        };
-        if is_there {
-            return Command::new(&self.path);
-        }
-        // Replaced: a crash is no upgrade.
-        Command::new(format!("/proc/self/fd/{}", self.file.as_raw_fd()))
-    }
-}
-
 fn signal(pid: u32, signal: Signal) {
     if let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) {
         let _ = rustix::process::kill_process(pid, signal);
@@ -550,10 +461,6 @@ const STARTS_MAX: u32 = 5;
 /// After such a one, times their number.
 const RETRY_PAUSE: Duration = Duration::from_millis(200);
 const DEATHS_WINDOW: Duration = Duration::from_secs(60);
-/// How often a dead daemon's remaining threads are looked at.
-const STUCK_LOOK: Duration = Duration::from_millis(200);
-/// How long they may wait before their devices are given up.
-const STUCK_MAX: Duration = Duration::from_secs(60);
 /// One descriptor of the FUSE connection.
 const FIRST_FUSE: &str = "fuse-0";
 const EBUSY: i32 = 16;
