@@ -8,9 +8,13 @@ use thinmap_persistent_data::{
 use thinmap_thin_metadata::DeviceDetails;
 
 use super::rescue::{Leaf, Rescued, Volume};
+use super::superblock::TIME_MAX;
 use super::tree;
 use crate::image::{Image, RUN_BLOCKS_MAX};
 use crate::walk::{Role, Walk, read_node};
+
+/// Bits of a mapping that hold its time.
+const TIME_BITS: u32 = 24;
 
 /// The output, filled in order.
 pub(super) struct Output<'a> {
@@ -77,6 +81,8 @@ pub(super) struct Writer<'a> {
     copies: Vec<u32>,
     /// One past the highest data block that is mapped.
     data_end: u64,
+    /// The highest time of a mapping.
+    time: Option<u32>,
 }
 
 impl<'a> Writer<'a> {
@@ -86,22 +92,44 @@ impl<'a> Writer<'a> {
             output: Output::new(output, 1),
             copies: vec![0; walk.blocks.len() as usize],
             data_end: 0,
+            time: None,
         }
     }
 
-    /// Writes all volumes; gives the roots of the tree of volumes and of the details tree.
-    pub(super) fn volumes(&mut self, rescued: &Rescued, walk: &Walk<'_>) -> Result<(u64, u64)> {
+    /// Writes the mappings of all volumes; gives the roots of their trees.
+    pub(super) fn mappings(
+        &mut self,
+        rescued: &Rescued,
+        walk: &Walk<'_>,
+    ) -> Result<Vec<(u64, [u8; 8])>> {
         let mut roots = Vec::with_capacity(rescued.volumes.len());
-        let mut details: Vec<(u64, [u8; DeviceDetails::SIZE])> = Vec::new();
         for volume in &rescued.volumes {
             let root = match &volume.leaves {
                 None => self.tree(walk, volume.root, 0)?,
                 Some(leaves) => self.damaged(walk, volume, leaves)?,
             };
             roots.push((volume.id, root.to_le_bytes()));
-            details.push((volume.id, volume.details.pack()));
         }
-        let top = tree::build(&mut self.output, &roots)?;
+        Ok(roots)
+    }
+
+    /// The highest time of the mappings written; `None` without any.
+    pub(super) fn time(&self) -> Option<u32> {
+        self.time
+    }
+
+    /// Writes the tree of volumes and that of their details; gives their roots.
+    pub(super) fn volumes(
+        &mut self,
+        rescued: &Rescued,
+        roots: &[(u64, [u8; 8])],
+    ) -> Result<(u64, u64)> {
+        let details: Vec<(u64, [u8; DeviceDetails::SIZE])> = rescued
+            .volumes
+            .iter()
+            .map(|volume| (volume.id, volume.details.pack()))
+            .collect();
+        let top = tree::build(&mut self.output, roots)?;
         let details = tree::build(&mut self.output, &details)?;
         Ok((top, details))
     }
@@ -148,12 +176,19 @@ impl<'a> Writer<'a> {
     fn put_copy(&mut self, block: u64, bytes: &mut BlockBytes) -> Result<u64> {
         let node = Node(bytes);
         if node.is_leaf() {
-            let highest = (0..node.len()).map(|at| node.child(at) >> 24).max();
-            self.data_end = self.data_end.max(highest.map_or(0, |data| data + 1));
+            self.note(node);
         }
         let copy = self.output.put(BlockKind::Node, bytes)?;
         self.copies[block as usize] = copy as u32;
         Ok(copy)
+    }
+
+    /// Takes note of what a leaf of mappings says about the whole pool.
+    fn note(&mut self, leaf: Node<'_>) {
+        for value in (0..leaf.len()).map(|at| leaf.child(at)) {
+            self.data_end = self.data_end.max((value >> TIME_BITS) + 1);
+            self.time = self.time.max(Some(value as u32 & TIME_MAX));
+        }
     }
 
     /// What is left of a damaged tree: without the lost children if nodes stay full enough, which keeps shared
@@ -240,8 +275,7 @@ impl<'a> Writer<'a> {
         for leaf in leaves {
             let bytes = self.read(leaf.block)?;
             let node = Node(&bytes);
-            let highest = (0..node.len()).map(|at| node.child(at) >> 24).max();
-            self.data_end = self.data_end.max(highest.map_or(0, |data| data + 1));
+            self.note(node);
             entries.extend((0..node.len()).map(|at| (node.key(at), node.child(at).to_le_bytes())));
         }
         tree::build(&mut self.output, &entries)

@@ -57,14 +57,17 @@ pub fn repair(input: &Image, output: &Image, options: &RepairOptions) -> Result<
     // Candidates gave blocks roles that they may not have in the pool that was chosen.
     drop(candidates);
     let mut walk = Walk::new(input, blocks, &findings, &progress);
-    let rescued = rescue::rescue(&mut walk, &scan, &superblock, &scratch);
-    superblock::adjust(&mut superblock, options, &rescued);
+    let mut rescued = rescue::rescue(&mut walk, &scan, &superblock, &scratch);
+    superblock::adjust(&mut superblock, options);
     drop_old_superblock(output)?;
     let mut writer = copy::Writer::new(&walk, output);
-    let (top, details) = writer.volumes(&rescued, &walk)?;
+    let roots = writer.mappings(&rescued, &walk)?;
+    let time_at_end = superblock::settle_times(&mut superblock, &mut rescued, writer.time());
+    let (top, details) = writer.volumes(&rescued, &roots)?;
     let (used, data_end) = writer.finish()?;
     superblock::cover(&mut superblock, data_end, origin, options)?;
     let mut report = report::of(&rescued, &superblock, origin);
+    report.time_at_end = time_at_end;
     let mut new = Superblock {
         flags: 0,
         held_root: 0,

@@ -68,6 +68,8 @@ pub struct RepairReport {
     /// Neither the tree of volumes nor that of details is whole: there may have been volumes that nothing
     /// names any more.
     pub ids_in_doubt: bool,
+    /// The pool's time is the last one that fits into a mapping: no more snapshots can be made.
+    pub time_at_end: bool,
     /// The damage that was met on the way; space maps are not read where nothing else is damaged.
     pub damage: Vec<Finding>,
 }
@@ -83,6 +85,7 @@ pub(super) fn of(rescued: &Rescued, superblock: &Superblock, origin: Origin) -> 
         volumes: rescued.volumes.iter().map(volume).collect(),
         lost_volumes: rescued.lost.iter().map(lost).collect(),
         ids_in_doubt: rescued.ids_in_doubt,
+        time_at_end: false,
         damage: Vec::new(),
     }
 }
@@ -175,6 +178,12 @@ impl fmt::Display for RepairReport {
             writeln!(
                 f,
                 "there may have been other volumes, which nothing names any more"
+            )?;
+        }
+        if self.time_at_end {
+            writeln!(
+                f,
+                "the pool's time is at its end (16777215): no more snapshots can be made; copy the volumes to a new pool"
             )?;
         }
         write!(

@@ -52,6 +52,9 @@ pub(super) struct Volume {
     pub(super) root_found: Found,
     pub(super) details: DeviceDetails,
     pub(super) details_found: Found,
+    /// Its tree and its details may be of different transactions: their numbers of mappings differ, and no damage
+    /// accounts for it.
+    pub(super) details_differ: bool,
     /// Leaves in order, when the tree is damaged.
     pub(super) leaves: Option<Vec<Leaf>>,
     /// What is lost of it.
@@ -62,6 +65,14 @@ pub(super) struct Volume {
     pub(super) expected: Option<u64>,
     /// Leaves that were found though nothing refers to them.
     pub(super) adopted: u64,
+}
+
+impl Volume {
+    /// Whether nothing says which of its mappings are shared, so that all must be taken for it: details that were made
+    /// up, or are older than the mappings.
+    pub(super) fn is_all_shared(&self) -> bool {
+        self.details_found != Found::Live || self.details_differ
+    }
 }
 
 /// All that was found.
@@ -401,15 +412,19 @@ impl Rescue<'_, '_> {
             root_found,
             details,
             details_found,
+            details_differ: false,
             leaves: None,
             lost: RangeMap::default(),
             mapped,
             expected,
             adopted: 0,
         };
-        if self.walk.blocks.is_damaged(root) {
+        let is_damaged = self.walk.blocks.is_damaged(root);
+        if is_damaged {
             self.take_leaves(&mut volume);
         }
+        let differ = expected.is_some_and(|expected| expected != volume.mapped);
+        volume.details_differ = differ && (!is_damaged || root_found != Found::Live);
         volume.details.mapped_blocks = volume.mapped;
         volume
     }

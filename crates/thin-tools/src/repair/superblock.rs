@@ -7,7 +7,7 @@ use thinmap_persistent_data::{ErrorKind, MetadataError, Result, SpaceMapRoot};
 use thinmap_thin_metadata::{DeviceDetails, Superblock};
 
 use super::RepairOptions;
-use super::rescue::Rescued;
+use super::rescue::{Found, Rescued};
 use super::scan::{Content, Scan};
 use crate::check::{collect_details, collect_roots};
 use crate::roots::superblock_at;
@@ -273,8 +273,8 @@ fn candidate_roots(walk: &Walk<'_>, scan: &Scan) -> (Vec<u64>, Vec<u64>) {
     (tops, details)
 }
 
-/// Brings the superblock in line with what was found and what the user says.
-pub(super) fn adjust(superblock: &mut Superblock, options: &RepairOptions, rescued: &Rescued) {
+/// Puts in what the user says.
+pub(super) fn adjust(superblock: &mut Superblock, options: &RepairOptions) {
     if let Some(id) = options.transaction_id {
         superblock.transaction_id = id;
     }
@@ -284,16 +284,44 @@ pub(super) fn adjust(superblock: &mut Superblock, options: &RepairOptions, rescu
     if let Some(blocks) = options.nr_data_blocks {
         superblock.data_space_map.nr_blocks = blocks;
     }
-    for volume in &rescued.volumes {
-        let time = volume
-            .details
-            .creation_time
-            .max(volume.details.snapshotted_time);
-        // A condemned volume is marked by a creation time one above the pool's, which must stay so.
-        if volume.details.creation_time <= volume.details.snapshotted_time {
-            superblock.time = superblock.time.max(time);
+}
+
+/// The highest time that fits into a mapping, and so the highest of a pool.
+pub(super) const TIME_MAX: u32 = (1 << 24) - 1;
+
+/// Sets the times that tell which mappings are shared. `newest` is the highest one of any mapping in the output.
+///
+/// A mapping is shared when it is older than the volume was last made a snapshot of. So a pool whose time is
+/// below a mapping's would take blocks of its next snapshots for unshared and overwrite them; and a volume of
+/// which that time is lost must have one above all of its mappings.
+///
+/// `true` when the pool's time is the last one there is: no snapshot can be made of its volumes any more.
+pub(super) fn settle_times(
+    superblock: &mut Superblock,
+    rescued: &mut Rescued,
+    newest: Option<u32>,
+) -> bool {
+    let mut time = superblock.time.max(newest.unwrap_or(0));
+    let volumes = &mut rescued.volumes;
+    for volume in volumes.iter().filter(|volume| !volume.is_all_shared()) {
+        let details = &volume.details;
+        // A condemned volume is marked by a creation time one above the other, which is no pool's time.
+        if details.creation_time <= details.snapshotted_time {
+            time = time.max(details.snapshotted_time);
         }
     }
+    for volume in volumes.iter_mut().filter(|volume| volume.is_all_shared()) {
+        let above = newest.map_or(0, |newest| newest + 1);
+        let details = &mut volume.details;
+        details.snapshotted_time = details.snapshotted_time.max(superblock.time).max(above);
+        if volume.details_found == Found::Invented {
+            volume.details.creation_time = volume.details.snapshotted_time;
+        }
+        time = time.max(volume.details.snapshotted_time);
+    }
+    // Details hold 32 bits, so beyond the end a volume keeps its mappings shared for good: slow, never wrong.
+    superblock.time = time.min(TIME_MAX);
+    time >= TIME_MAX
 }
 
 /// Sees to it that all mapped data blocks are counted: one past the highest is `data_end`.
