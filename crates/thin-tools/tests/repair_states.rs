@@ -184,3 +184,103 @@ fn at_the_last_time_there_is_nothing_wraps_and_it_is_said() {
     assert_eq!(time, TIME_MAX);
     assert_eq!(volumes, [(2, TIME_MAX, TIME_MAX + 1)]);
 }
+
+/// Metadata blocks of a pool's trees of volumes or details, by the size of a leaf's values.
+fn leaves_below(bytes: &[u8], root: u64) -> Vec<u64> {
+    let raw = Raw(bytes);
+    let field = |block: u64, at: usize| {
+        u32::from_le_bytes(raw.block(block)[at..at + 4].try_into().unwrap()) as usize
+    };
+    let (flags, len, max) = (field(root, 4), field(root, 16), field(root, 20));
+    match flags & 2 {
+        0 => (0..len)
+            .flat_map(|at| leaves_below(bytes, number(bytes, root, 32 + 8 * max + 8 * at)))
+            .collect(),
+        _ => vec![root],
+    }
+}
+
+#[test]
+fn parts_of_a_damaged_tree_do_not_win_over_it() {
+    for volumes in [300, 3000] {
+        let case = Case::new(|path| {
+            let mut pool = pools::new_pool(path, 8192, 10_000).unwrap();
+            for id in 0..volumes {
+                pool.create_thin(pools::id(id)).unwrap();
+                pools::map(&mut pool, id, id % 7).unwrap();
+            }
+            pool.commit().unwrap();
+        });
+        let before = case.bytes();
+        let leaves = leaves_below(&before, number(&before, 0, 328));
+        assert!(leaves.len() > 2);
+        for lost in [leaves[0], leaves[leaves.len() / 2], *leaves.last().unwrap()] {
+            case.write(0, &before);
+            case.zero(0);
+            case.zero(lost);
+            let report = case.repair();
+            let after = std::fs::read(&case.output).unwrap();
+            assert!(Raw(&after).volumes() == Raw(&before).volumes());
+            let told = report.volumes.iter().filter(|v| v.details_lost).count();
+            assert!(
+                told > 30 && told < 130,
+                "{told} of {volumes} without details"
+            );
+            assert!(report.lost_volumes.is_empty());
+        }
+    }
+}
+
+#[test]
+fn a_hole_in_the_newest_state_is_better_than_an_older_state() {
+    let case = Case::new(|path| pools::random(path, 104).unwrap());
+    let before = Raw(&case.bytes()).volumes();
+    case.zero(0);
+    case.zero(83);
+    let report = case.repair();
+    let after = std::fs::read(&case.output).unwrap();
+    let after = Raw(&after).volumes();
+    assert!(after.keys().eq(before.keys()));
+    for volume in &report.volumes {
+        assert_eq!(volume.lost.is_empty(), volume.id != 0, "{volume:?}");
+        let mappings = &after[&volume.id];
+        assert!(
+            mappings
+                .iter()
+                .all(|(key, value)| before[&volume.id].get(key) == Some(value))
+        );
+        let is_whole = mappings.len() == before[&volume.id].len();
+        assert_eq!(is_whole, volume.id != 0);
+    }
+    let text = report.to_string();
+    assert!(text.contains("may be an older state"), "{text}");
+    assert!(text.ends_with("which may be an older one"), "{text}");
+}
+
+#[test]
+fn volumes_that_only_other_states_know_are_named() {
+    let case = Case::new(|path| {
+        let mut pool = pools::new_pool(path, 256, 1000).unwrap();
+        for id in [0, 1] {
+            pool.create_thin(pools::id(id)).unwrap();
+            pools::map(&mut pool, id, 0).unwrap();
+        }
+        pool.commit().unwrap();
+        pool.delete_thin(pools::id(1)).unwrap();
+        pool.set_transaction_id(0, 5).unwrap();
+        pool.create_thin(pools::id(2)).unwrap();
+        pool.commit().unwrap();
+    });
+    case.zero(0);
+    let report = case.repair();
+    let ids: Vec<u64> = report.volumes.iter().map(|volume| volume.id).collect();
+    assert_eq!((ids, &report.possibly_missing[..]), (vec![0, 2], &[1][..]));
+    let text = report.to_string();
+    assert!(text.contains("deleted or are missing: 1\n"), "{text}");
+    // A transaction id that only an older state has is no reason to take that one.
+    let options = RepairOptions {
+        transaction_id: Some(9),
+        ..RepairOptions::default()
+    };
+    assert_eq!(case.repair_with(&options).volumes.len(), 2);
+}

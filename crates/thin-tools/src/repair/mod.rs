@@ -1,12 +1,15 @@
 //! Repair: what survives of a damaged image, written as a clean one elsewhere, and a report of what does not.
 //!
 //! The algorithm, and why nothing stale is taken for live, is in `docs/internals/repair.md`. In short:
-//! `scan` looks at every block and says what it is by its checksum; `rescue` finds the volumes, by the live
+//! `scan` looks at every block and says what it is by its checksum; `candidates` and `choice` find the roots
+//! when the superblock is lost; `rescue` finds the volumes, by the live
 //! roots where they can be read and by what was scanned where not; `copy` writes what was found, shared
 //! nodes shared again; `space_maps` counts references in the new image and writes its space maps.
 //!
 //! INVARIANT: the input is only read. The output has no superblock until all else is on it.
 
+mod candidates;
+mod choice;
 mod copy;
 mod report;
 mod rescue;
@@ -53,7 +56,11 @@ pub fn repair(input: &Image, output: &Image, options: &RepairOptions) -> Result<
     // What a scan turns up need not be whole, so its findings are nobody's.
     let mut candidates = Walk::new(input, blocks, &scratch, &progress);
     let scan = scan::Scan::of(&candidates);
-    let (mut superblock, origin) = superblock::find(&mut candidates, &scan, options)?;
+    let superblock::Found {
+        mut superblock,
+        origin,
+        mut known,
+    } = superblock::find(&mut candidates, &scan, options)?;
     // Candidates gave blocks roles that they may not have in the pool that was chosen.
     drop(candidates);
     let mut walk = Walk::new(input, blocks, &findings, &progress);
@@ -68,6 +75,11 @@ pub fn repair(input: &Image, output: &Image, options: &RepairOptions) -> Result<
     superblock::cover(&mut superblock, data_end, origin, options)?;
     let mut report = report::of(&rescued, &superblock, origin);
     report.time_at_end = time_at_end;
+    let told = report.volumes.iter().map(|volume| volume.id);
+    for id in told.chain(report.lost_volumes.iter().map(|(id, _)| *id)) {
+        known.remove(&id);
+    }
+    report.possibly_missing = known.into_iter().collect();
     let mut new = Superblock {
         flags: 0,
         held_root: 0,
@@ -110,7 +122,10 @@ fn verify(output: &Image, quiet: bool) -> Result<()> {
 }
 
 fn add_trees(walk: &mut Walk<'_>, superblock: &Superblock) {
-    walk.add_root(superblock.device_details_root, Role::Details);
+    // 0 stands for a tree of which nothing is left.
+    if superblock.device_details_root != 0 {
+        walk.add_root(superblock.device_details_root, Role::Details);
+    }
     walk.add_root(superblock.data_mapping_root, Role::Top);
     walk.run();
 }

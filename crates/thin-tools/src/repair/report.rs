@@ -68,6 +68,8 @@ pub struct RepairReport {
     /// Neither the tree of volumes nor that of details is whole: there may have been volumes that nothing
     /// names any more.
     pub ids_in_doubt: bool,
+    /// Volumes that other states of the pool name than the one that was taken: deleted ones, or missing ones.
+    pub possibly_missing: Vec<u64>,
     /// The pool's time is the last one that fits into a mapping: no more snapshots can be made.
     pub time_at_end: bool,
     /// The damage that was met on the way; space maps are not read where nothing else is damaged.
@@ -85,6 +87,7 @@ pub(super) fn of(rescued: &Rescued, superblock: &Superblock, origin: Origin) -> 
         volumes: rescued.volumes.iter().map(volume).collect(),
         lost_volumes: rescued.lost.iter().map(lost).collect(),
         ids_in_doubt: rescued.ids_in_doubt,
+        possibly_missing: Vec::new(),
         time_at_end: false,
         damage: Vec::new(),
     }
@@ -151,7 +154,8 @@ impl fmt::Display for RepairReport {
             let id = self.transaction_id;
             writeln!(
                 f,
-                "the superblock is lost; the newest consistent trees were taken (transaction id {id})"
+                "the superblock is lost; the newest trees that fit together were taken (transaction id {id}): \
+                 this may be an older state of the pool, compare the content before you trust it"
             )?;
         }
         let is_plain =
@@ -180,6 +184,23 @@ impl fmt::Display for RepairReport {
                 "there may have been other volumes, which nothing names any more"
             )?;
         }
+        if !self.possibly_missing.is_empty() {
+            let missing = &self.possibly_missing;
+            let ids: Vec<String> = missing
+                .iter()
+                .take(LISTED_MAX)
+                .map(u64::to_string)
+                .collect();
+            let more = match missing.len().saturating_sub(LISTED_MAX) {
+                0 => String::new(),
+                more => format!(" and {more} more"),
+            };
+            writeln!(
+                f,
+                "other states of the pool had these volumes too, which were deleted or are missing: {}{more}",
+                ids.join(", ")
+            )?;
+        }
         if self.time_at_end {
             writeln!(
                 f,
@@ -190,6 +211,13 @@ impl fmt::Display for RepairReport {
             f,
             "{whole} of {} volumes are whole",
             self.volumes.len() + self.lost_volumes.len()
-        )
+        )?;
+        match self.superblock_rebuilt {
+            true => write!(
+                f,
+                " as of the state that was taken, which may be an older one"
+            ),
+            false => Ok(()),
+        }
     }
 }

@@ -269,8 +269,10 @@ impl Rescue<'_, '_> {
                 value.copy_from_slice(node.value(at));
                 let details = DeviceDetails::unpack(&value);
                 let is_certain = self.in_use.is(leaf) == Some(true);
+                let mapped = self.mapped_when_whole(node.key(at));
                 let age = |d: &DeviceDetails| {
                     (
+                        mapped == Some(d.mapped_blocks),
                         d.transaction_id,
                         d.creation_time,
                         d.snapshotted_time,
@@ -291,6 +293,13 @@ impl Rescue<'_, '_> {
                 self.details.entry(id).or_insert((details, Found::Scanned));
             }
         }
+    }
+
+    /// How many mappings the undamaged tree of a volume has.
+    fn mapped_when_whole(&self, id: u64) -> Option<u64> {
+        let (root, _) = self.roots.get(&id)?;
+        let is_whole = !self.walk.blocks.is_damaged(*root);
+        is_whole.then(|| Summaries::new(self.walk).of(*root).entries)
     }
 
     /// Roots of volumes that the live tree lost.
@@ -363,7 +372,7 @@ impl Rescue<'_, '_> {
             })
     }
 
-    /// Puts together what is known of each volume.
+    /// Puts together what is known of each volume. One that the tree of volumes names is kept without details too.
     fn settle(mut self, superblock: &Superblock) -> Rescued {
         let mut rescued = Rescued {
             ids_in_doubt: !self.all_details && !self.all_roots,
@@ -372,10 +381,6 @@ impl Rescue<'_, '_> {
         let details = std::mem::take(&mut self.details);
         for (id, (root, root_found)) in std::mem::take(&mut self.roots) {
             let known = details.get(&id).copied();
-            if known.is_none() && self.all_details {
-                // Its details were taken out, so it is half deleted; no engine leaves that.
-                continue;
-            }
             let volume = self.volume(id, (root, root_found), known, superblock);
             rescued.volumes.push(volume);
         }

@@ -88,6 +88,9 @@ impl Role {
     }
 }
 
+/// The bits of a mapping that hold its time.
+const MAPPING_TIME: u32 = (1 << 24) - 1;
+
 const ROLE: u8 = 0x07;
 /// Referred to as the root of a tree.
 const ROOT: u8 = 0x08;
@@ -107,6 +110,8 @@ pub(crate) struct Blocks {
     first: Vec<AtomicU64>,
     last: Vec<AtomicU64>,
     entries: Vec<AtomicU64>,
+    /// Highest time of a mapping below; empty unless asked for.
+    times: Vec<AtomicU32>,
 }
 
 fn zeroes<T: Default>(count: u64) -> Vec<T> {
@@ -123,6 +128,7 @@ impl Blocks {
             first: zeroes(count),
             last: zeroes(count),
             entries: zeroes(count),
+            times: Vec::new(),
         }
     }
 
@@ -173,6 +179,19 @@ impl Blocks {
         (0..self.len())
             .filter(|block| self.is_leaf_of(*block, role))
             .collect()
+    }
+
+    /// The highest time of a mapping below a block that is summed up; 0 unless asked for.
+    pub(crate) fn time(&self, block: u64) -> u32 {
+        self.times
+            .get(block as usize)
+            .map_or(0, |time| time.load(Ordering::Relaxed))
+    }
+
+    fn raise_time(&self, block: u64, time: u32) {
+        if let Some(known) = self.times.get(block as usize) {
+            known.fetch_max(time, Ordering::Relaxed);
+        }
     }
 
     fn set_span(&self, block: u64, span: Summary) {
@@ -234,6 +253,11 @@ impl<'a> Walk<'a> {
             threads: cores.min(THREADS_MAX),
             level: Vec::new(),
         }
+    }
+
+    /// Keeps the highest time of the mappings below each block too, in 4 bytes more for each.
+    pub(crate) fn keep_times(&mut self) {
+        self.blocks.times = zeroes(self.blocks.len());
     }
 
     /// Adds a tree. Follow it with [`run`](Self::run).
@@ -380,6 +404,10 @@ impl<'a> Walk<'a> {
                 self.refer(block, root, Role::Mappings, ROOT, &mut harvest.next);
             }),
             Role::Mappings => {
+                if !self.blocks.times.is_empty() {
+                    let times = (0..len).map(|at| node.child(at) as u32 & MAPPING_TIME);
+                    self.blocks.raise_time(block, times.max().unwrap_or(0));
+                }
                 if let Some(data) = &self.data
                     && let Some((key, past)) = data.add_leaf(node)
                 {

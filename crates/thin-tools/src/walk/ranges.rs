@@ -30,6 +30,12 @@ impl RangeMap {
         self.ranges.insert(first, end);
     }
 
+    /// Whether `key` lies in one of them.
+    pub(crate) fn has(&self, key: u64) -> bool {
+        let before = self.ranges.range(..=key).next_back();
+        before.is_some_and(|(_, end)| end.is_none_or(|end| key < end))
+    }
+
     pub(crate) fn iter(&self) -> impl Iterator<Item = (u64, Option<u64>)> + '_ {
         self.ranges.iter().map(|(first, end)| (*first, *end))
     }

@@ -88,6 +88,7 @@ impl<'a> Summaries<'a> {
                 total.first = below.first;
             }
             total.last = below.last;
+            blocks.raise_time(block, blocks.time(child));
             total.entries = total.entries.saturating_add(below.entries);
         }
         blocks.set_span(block, total);
