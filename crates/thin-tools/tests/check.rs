@@ -243,3 +243,63 @@ fn counts_that_stand_for_nothing_are_found() {
         assert!(beyond || !thin_check(&path), "{wanted}");
     }
 }
+
+/// Zeroes the block that `of` names.
+fn zero(path: &Path, of: impl FnOnce(&Superblock, &Image) -> u64) {
+    let image = Image::open(path, Access::Write).unwrap();
+    let superblock = Roots::read(&image, RootChoice::Live).unwrap().live;
+    let block = of(&superblock, &image);
+    image.write_run(block, &[0; 4096]).unwrap();
+}
+
+#[test]
+fn without_mappings_the_tree_of_volumes_is_checked_and_theirs_are_not() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("pool");
+    let word = path.to_str().unwrap();
+    let skip = |path: &Path| {
+        let ours = run("thin_check", &["-q", "--skip-mappings", word]) == 0;
+        let theirs = Command::new("thin_check")
+            .args(["-q", "--skip-mappings"])
+            .arg(path)
+            .status();
+        assert_eq!(ours, theirs.unwrap().success());
+        ours
+    };
+    pools::random(&path, 4).unwrap();
+    assert!(skip(&path));
+    zero(&path, |superblock, image| {
+        let mut top: BlockBytes = [0; 4096];
+        image
+            .read_run(superblock.data_mapping_root, &mut top)
+            .unwrap();
+        // The root of the first volume, behind the keys.
+        u64::from_le_bytes(top[32 + 252 * 8..][..8].try_into().unwrap())
+    });
+    assert!(skip(&path) && check_all(&path).fatal > 0);
+    zero(&path, |superblock, _| superblock.data_mapping_root);
+    assert!(!skip(&path));
+}
+
+#[test]
+fn auto_repair_takes_the_demand_for_a_check_back_when_nothing_is_wrong() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("pool");
+    for leaks in [false, true] {
+        pools::random(&path, 4).unwrap();
+        leak(&path);
+        if !leaks {
+            let fix = ["-q", "--auto-repair", path.to_str().unwrap()];
+            assert_eq!(run("thin_check", &fix), 0);
+            let image = Image::open(&path, Access::Write).unwrap();
+            let mut superblock = Roots::read(&image, RootChoice::Live).unwrap().live;
+            superblock.flags |= 1;
+            image.write_run(0, &superblock.pack().0).unwrap();
+        }
+        assert!(check_all(&path).needs_check);
+        let fix = ["-q", "--auto-repair", path.to_str().unwrap()];
+        assert_eq!(run("thin_check", &fix), 0);
+        let after = check_all(&path);
+        assert!(after.findings.is_empty() && !after.needs_check);
+    }
+}

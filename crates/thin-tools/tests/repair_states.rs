@@ -284,3 +284,17 @@ fn volumes_that_only_other_states_know_are_named() {
     };
     assert_eq!(case.repair_with(&options).volumes.len(), 2);
 }
+
+#[test]
+fn a_root_of_counts_that_is_another_tree_gives_no_counts() {
+    let case = Case::new(|path| pools::random(path, 4).unwrap());
+    let bytes = case.bytes();
+    let top = number(&bytes, 0, 320);
+    // Of the metadata space map.
+    case.forge(0, BlockKind::Superblock, |bytes| {
+        bytes[216..224].copy_from_slice(&top.to_le_bytes());
+    });
+    case.zero(number(&bytes, top, 32 + 252 * 8));
+    let report = case.repair();
+    assert!(!report.volumes.is_empty());
+}

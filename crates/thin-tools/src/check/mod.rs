@@ -29,7 +29,7 @@ const DATA_BLOCKS_MAX: u64 = 1 << 40;
 pub enum Depth {
     /// The superblock.
     Superblock,
-    /// All but the volumes' mappings; the space maps are read but not compared.
+    /// All but the trees of the volumes' mappings; the space maps are read but not compared.
     SkipMappings,
     /// Everything.
     All,
@@ -140,6 +140,7 @@ impl Check<'_> {
         let progress = Progress::new("checking", total, self.quiet);
         let blocks = metadata.nr_blocks.min(METADATA_BLOCKS_MAX);
         let mut walk = Walk::new(self.image, blocks, self.findings, &progress);
+        walk.tops_only = depth != Depth::All;
         if let RootChoice::MetadataSnap(wanted) = choice {
             return self.metadata_snap(&mut walk, wanted, depth);
         }
@@ -159,9 +160,7 @@ impl Check<'_> {
         let sets: Vec<&Superblock> = std::iter::once(superblock).chain(held.as_ref()).collect();
         for set in &sets {
             walk.add_root(set.device_details_root, Role::Details);
-            if depth == Depth::All {
-                walk.add_root(set.data_mapping_root, Role::Top);
-            }
+            walk.add_root(set.data_mapping_root, Role::Top);
         }
         walk.run();
         for set in &sets {
@@ -189,9 +188,7 @@ impl Check<'_> {
             }
         };
         walk.add_root(roots.superblock.device_details_root, Role::Details);
-        if depth == Depth::All {
-            walk.add_root(roots.superblock.data_mapping_root, Role::Top);
-        }
+        walk.add_root(roots.superblock.data_mapping_root, Role::Top);
         walk.run();
         let volumes = self.volumes(walk, &roots.superblock, depth);
         (self.facts.volumes, self.facts.mappings) = volumes;

@@ -314,7 +314,9 @@ fn large_counts_below(
     depth: usize,
     counts: &mut HashMap<u64, u32>,
 ) {
-    if !walk.blocks.is_good(block) || depth > 16 {
+    // A root that is wrong may name a node of another tree, with values of another size.
+    let is_counts = walk.blocks.is_good(block) && walk.blocks.role(block) == Some(Role::Counts);
+    if !is_counts || depth > 16 {
         return;
     }
     let below = walk.blocks.summary(block);

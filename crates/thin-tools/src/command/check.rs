@@ -31,7 +31,10 @@ fn command() -> Command {
         .arg(quiet_arg())
         .arg(metadata_snap_arg().visible_alias("metadata-snapshot"))
         .arg(json_arg())
-        .arg(flag("auto-repair", "Give leaked blocks back"))
+        .arg(flag(
+            "auto-repair",
+            "Give leaked blocks back, and clear the needs-check flag when all is well",
+        ))
         .arg(flag(
             "clear-needs-check-flag",
             "Clear the superblock's needs-check flag when all is well",
@@ -42,7 +45,7 @@ fn command() -> Command {
         ))
         .arg(flag(
             "skip-mappings",
-            "Leave out the volumes' mappings and the counts of the space maps",
+            "Leave out the trees of the volumes' mappings and the counts of the space maps",
         ))
         .arg(flag("super-block-only", "Check the superblock only"))
 }
@@ -165,7 +168,8 @@ fn perform(path: &Path, options: &Options) -> Result<bool, Box<dyn std::error::E
     }
     let report = &outcome.report;
     let ok = report.fatal == 0 && (report.leaks == 0 || options.ignore_non_fatal);
-    let clears = ok && options.clear_needs_check && report.needs_check;
+    // COMPAT: 0.9's --auto-repair too takes the demand for a check back when nothing is wrong any more.
+    let clears = ok && options.changes() && report.needs_check;
     if clears {
         clear_needs_check(&*image)?;
     }

@@ -221,6 +221,8 @@ pub(crate) struct Walk<'a> {
     pub(crate) bitmaps: Vec<(u64, IndexEntry)>,
     pub(crate) findings: &'a Findings,
     pub(crate) progress: &'a Progress,
+    /// Trees of volumes are walked, the trees that they name are not.
+    pub(crate) tops_only: bool,
     threads: usize,
     /// References yet to be followed.
     level: Vec<u64>,
@@ -250,6 +252,7 @@ impl<'a> Walk<'a> {
             bitmaps: Vec::new(),
             findings,
             progress,
+            tops_only: false,
             threads: cores.min(THREADS_MAX),
             level: Vec::new(),
         }
@@ -399,6 +402,17 @@ impl<'a> Walk<'a> {
         self.blocks.set_span(block, span);
         self.blocks.mark(block, GOOD | LEAF | SUMMED);
         match role {
+            Role::Top if self.tops_only => {
+                let is_block = |at: &usize| (1..self.blocks.len()).contains(&node.child(*at));
+                if let Some(at) = (0..len).find(|at| !is_block(at)) {
+                    let (id, root) = (node.key(at), node.child(at));
+                    let what = format!(
+                        "has the tree of volume {id} in metadata block {root}, which no tree can use"
+                    );
+                    self.findings
+                        .add(Finding::fatal(role.area(), what).in_block(block));
+                }
+            }
             Role::Top => (0..len).for_each(|at| {
                 let root = node.child(at);
                 self.refer(block, root, Role::Mappings, ROOT, &mut harvest.next);
