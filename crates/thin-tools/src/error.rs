@@ -17,8 +17,8 @@ pub enum ToolError {
     /// The metadata cannot be read or written, or makes no sense.
     #[error("{0}")]
     Metadata(#[from] MetadataError),
-    /// The output cannot be written.
-    #[error("cannot write the output: {0}")]
+    /// Standard output cannot be written.
+    #[error("cannot write to standard output: {0}")]
     Output(#[from] io::Error),
     /// Another file cannot be used.
     #[error("{path}: {action}: {source}")]

@@ -1,5 +1,6 @@
 //! `thinmap check`, `thin_check`.
 
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -8,9 +9,10 @@ use serde::Serialize;
 
 use super::host::{Input, LivePool};
 use super::options::{input_arg, json_arg, metadata_snap_arg, quiet_arg};
+use super::output::{print, print_beside, tell};
 use super::{Invocation, Parsed, metadata_snap_choice, parse};
 use crate::check::{Depth, Report, check, clear_needs_check, fix_leaks};
-use crate::{Access, Image, RootChoice};
+use crate::{Access, Image, RootChoice, ToolError};
 
 /// Findings that the text lists.
 const LISTED_MAX: usize = 100;
@@ -147,7 +149,7 @@ pub(super) fn run(call: &Invocation<'_>) -> i32 {
         Err(why) => return call.fail(&why),
     };
     let path = pool.map_or(Path::new(word), |pool| pool.metadata());
-    match perform(path, &options) {
+    match perform(call, path, &options) {
         Ok(true) => 0,
         Ok(false) => 1,
         Err(_) if options.quiet => 1,
@@ -155,7 +157,7 @@ pub(super) fn run(call: &Invocation<'_>) -> i32 {
     }
 }
 
-fn perform(path: &Path, options: &Options) -> Result<bool, Box<dyn std::error::Error>> {
+fn perform(call: &Invocation<'_>, path: &Path, options: &Options) -> Result<bool, ToolError> {
     let image = Arc::new(Image::open(path, options.access())?);
     let quiet = options.quiet || options.json;
     let mut outcome = check(&image, options.choice, options.depth, quiet);
@@ -180,48 +182,57 @@ fn perform(path: &Path, options: &Options) -> Result<bool, Box<dyn std::error::E
         report,
     };
     if options.json {
-        println!("{}", serde_json::to_string_pretty(&answer)?);
+        let text = serde_json::to_string_pretty(&answer).map_err(io::Error::from)?;
+        match print(&text) {
+            Err(error) if !error.is_broken_pipe() => return Err(error),
+            _ => {}
+        }
     } else if !options.quiet {
-        print(&path.display().to_string(), &answer, options);
+        tell_findings(report);
+        print_beside(call, &outcome_text(path, &answer, options));
     }
     Ok(ok)
 }
 
-fn print(path: &str, answer: &Answer<'_>, options: &Options) {
-    let report = answer.report;
+fn tell_findings(report: &Report) {
     for finding in report.findings.iter().take(LISTED_MAX) {
-        eprintln!("{finding}");
+        tell(finding);
     }
     let more = report.findings.len().saturating_sub(LISTED_MAX) as u64 + report.not_listed;
     if more > 0 {
-        eprintln!("and {more} more (--json lists up to 10000)");
+        tell(&format_args!("and {more} more (--json lists up to 10000)"));
     }
+}
+
+/// What is printed when all is done.
+fn outcome_text(path: &Path, answer: &Answer<'_>, options: &Options) -> String {
+    let (report, path) = (answer.report, path.display());
+    let mut lines = Vec::new();
     if answer.leaks_fixed > 0 {
-        println!("{} counts put right", answer.leaks_fixed);
+        lines.push(format!("{} counts put right", answer.leaks_fixed));
     }
     if answer.needs_check_cleared {
-        println!("needs-check flag cleared");
+        lines.push("needs-check flag cleared".to_owned());
     }
     if let Some(id) = report.transaction_id {
-        println!("transaction id {id}");
+        lines.push(format!("transaction id {id}"));
     }
     if options.depth == Depth::All {
         let (volumes, mappings) = (report.volumes, report.mappings);
         let (used, blocks) = (report.metadata_blocks_used, report.metadata_blocks);
-        println!(
+        lines.push(format!(
             "{volumes} volumes, {mappings} mappings, {used} of {blocks} metadata blocks in use"
-        );
+        ));
     }
-    match (answer.ok, report.fatal, report.leaks) {
-        (true, 0, 0) => println!("{path}: no damage"),
-        (true, ..) => println!("{path}: {} leaks, ignored", report.leaks),
-        (false, 0, leaks) => {
-            println!(
-                "{path}: {leaks} blocks are leaked; thinmap check --auto-repair gives them back"
-            );
-        }
-        (false, fatal, _) => println!(
+    lines.push(match (answer.ok, report.fatal, report.leaks) {
+        (true, 0, 0) => format!("{path}: no damage"),
+        (true, ..) => format!("{path}: {} leaks, ignored", report.leaks),
+        (false, 0, leaks) => format!(
+            "{path}: {leaks} blocks are leaked; thinmap check --auto-repair gives them back"
+        ),
+        (false, fatal, _) => format!(
             "{path}: {fatal} errors; thinmap repair -i {path} -o OTHER writes what survives to another device"
         ),
-    }
+    });
+    lines.join("\n")
 }

@@ -5,8 +5,9 @@ use std::path::PathBuf;
 
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 
-use super::input::{exit_code, open, open_repaired, to_file, to_stdout};
+use super::input::{open, open_repaired, to_file};
 use super::options::{input_arg, json_arg, metadata_snap_arg, override_args, overrides, quiet_arg};
+use super::output::{exit_code, to_stdout};
 use super::{Invocation, Parsed, parse};
 use crate::dump::{DumpOptions, Human, Json, Xml, dump};
 use crate::{Source, ToolError};

@@ -9,6 +9,7 @@ use thinmap_persistent_data::{META_BLOCK_SIZE, METADATA_BLOCKS_MAX};
 
 use super::host::{Input, LivePool};
 use super::options::overrides;
+use super::output::tell;
 use super::{Invocation, metadata_snap_choice};
 use crate::repair::{RepairOptions, repair};
 use crate::{Access, Image, RootChoice, Source, ToolError};
@@ -57,13 +58,20 @@ pub(super) fn open_repaired(matches: &ArgMatches, quiet: bool) -> Result<Opened,
             .map_or("", String::as_str),
     );
     let input = Image::open(path, Access::Read)?;
-    let copy = NamedTempFile::new()?;
+    let failed = |source| ToolError::File {
+        path: std::env::temp_dir(),
+        action: "cannot hold a repaired copy",
+        source,
+    };
+    let copy = NamedTempFile::new().map_err(failed)?;
     // Sparse; what is repaired needs no more than what is there but for new space maps.
     let blocks = input
         .blocks()
         .saturating_mul(2)
         .clamp(COPY_BLOCKS_MIN, METADATA_BLOCKS_MAX);
-    copy.as_file().set_len(blocks * META_BLOCK_SIZE as u64)?;
+    copy.as_file()
+        .set_len(blocks * META_BLOCK_SIZE as u64)
+        .map_err(failed)?;
     let output = Image::open(copy.path(), Access::Write)?;
     let overrides = overrides(matches);
     let options = RepairOptions {
@@ -75,7 +83,7 @@ pub(super) fn open_repaired(matches: &ArgMatches, quiet: bool) -> Result<Opened,
     let report = repair(&input, &output, &options)?;
     if !quiet {
         // Beside the text, which is all that standard output may hold.
-        eprintln!("{report}");
+        tell(&report);
     }
     drop(output);
     Ok(Opened {
@@ -83,16 +91,6 @@ pub(super) fn open_repaired(matches: &ArgMatches, quiet: bool) -> Result<Opened,
         _pool: None,
         _copy: Some(copy),
     })
-}
-
-/// Runs `write` on standard output.
-pub(super) fn to_stdout(
-    write: impl FnOnce(&mut dyn Write) -> Result<(), ToolError>,
-) -> Result<(), ToolError> {
-    let mut out = io::BufWriter::new(io::stdout().lock());
-    write(&mut out)?;
-    out.flush()?;
-    Ok(())
 }
 
 /// Runs `write` on a new file at `path`.
@@ -109,15 +107,9 @@ pub(super) fn to_file(
     };
     let file = std::fs::File::create(path).map_err(failed("cannot be created"))?;
     let mut out = io::BufWriter::new(file);
-    write(&mut out)?;
+    write(&mut out).map_err(|error| match error {
+        ToolError::Output(source) => failed("cannot be written")(source),
+        other => other,
+    })?;
     out.flush().map_err(failed("cannot be written"))
-}
-
-/// The exit code of a tool that came to an end; tells of the failure.
-pub(super) fn exit_code(call: &Invocation<'_>, outcome: Result<(), ToolError>) -> i32 {
-    match outcome {
-        Ok(()) => 0,
-        Err(error) if error.is_broken_pipe() => 0,
-        Err(error) => call.fail(&error),
-    }
 }

@@ -2,8 +2,9 @@
 
 use clap::{Arg, ArgAction, ArgMatches, Command};
 
-use super::input::{exit_code, open, to_stdout};
+use super::input::open;
 use super::options::{input_arg, json_arg, metadata_snap_arg, quiet_arg};
+use super::output::{exit_code, to_stdout};
 use super::{Invocation, Parsed, parse};
 use crate::ToolError;
 use crate::ls::{FIELDS_DEFAULT, Field, json, ls, table};

@@ -2,8 +2,8 @@
 
 use clap::{Arg, ArgMatches, Command};
 
-use super::input::exit_code;
 use super::options::json_arg;
+use super::output::{exit_code, print};
 use super::{Invocation, Parsed, parse};
 use crate::ToolError;
 use crate::metadata_size::{Size, Unit, amount, estimate_bytes};
@@ -93,26 +93,23 @@ fn perform(call: &Invocation<'_>, matches: &ArgMatches) -> Result<(), ToolError>
     };
     let number = amount(bytes, unit);
     if matches.get_flag("json") {
-        println!("{}", serde_json::json!({ "bytes": bytes }));
-        return Ok(());
+        return print(&serde_json::json!({ "bytes": bytes }));
     }
     if !matches.contains_id("numeric-only") {
-        println!(
+        return print(&format_args!(
             "{} - {number} {} estimated metadata area size for \"--block-size={} --pool-size={} --max-thins={}\"",
             call.program,
             unit.name,
             block.text(SECTORS),
             pool.text(SECTORS),
             thins.text("")
-        );
-        return Ok(());
+        ));
     }
     match matches.get_one::<&str>("numeric-only").copied() {
-        Some("short") => println!("{number}{}", unit.letter),
-        Some(_) => println!("{number}{}", unit.name),
-        None => println!("{number}"),
+        Some("short") => print(&format_args!("{number}{}", unit.letter)),
+        Some(_) => print(&format_args!("{number}{}", unit.name)),
+        None => print(&number),
     }
-    Ok(())
 }
 
 fn refuse(what: &str) -> Result<(), ToolError> {

@@ -12,6 +12,7 @@ mod input;
 mod ls;
 mod metadata_size;
 mod options;
+mod output;
 mod repair;
 mod restore;
 mod rmap;
@@ -46,7 +47,7 @@ pub struct Invocation<'a> {
 impl Invocation<'_> {
     /// Tells on standard error why the tool fails; gives the exit code.
     pub fn fail(&self, error: &dyn std::fmt::Display) -> i32 {
-        eprintln!("{}: {error}", self.program);
+        output::tell(&format_args!("{}: {error}", self.program));
         1
     }
 }

@@ -6,6 +6,7 @@ use clap::error::ErrorKind;
 use clap::{Arg, ArgAction, ArgMatches, Command};
 
 use super::Invocation;
+use super::output::{exit_code, print};
 use crate::RootChoice;
 use crate::dump::Overrides;
 
@@ -29,10 +30,18 @@ pub fn parse(call: &Invocation<'_>, command: Command) -> Parsed {
     let words = std::iter::once(Cow::Borrowed(call.program))
         .chain(call.args.iter().map(|word| attached(word, &optional)))
         .map(Cow::into_owned);
+    // COMPAT: the last of several values counts; thin_metadata_size alone refuses a second one.
+    let last_counts = command.get_name() != "metadata-size";
+    // COMPAT: a version is printed whatever else is missing.
+    if asks_for_version(&command, call.args) {
+        let version = format!("{VERSION_MEANT} (thinmap {})", env!("CARGO_PKG_VERSION"));
+        return Parsed::Done(exit_code(call, print(&version)));
+    }
     let command = command
         .bin_name(call.program)
         .disable_version_flag(true)
         .infer_long_args(true)
+        .args_override_self(last_counts)
         .arg(
             Arg::new("version")
                 .short('V')
@@ -40,11 +49,6 @@ pub fn parse(call: &Invocation<'_>, command: Command) -> Parsed {
                 .help("Print the version and exit")
                 .action(ArgAction::SetTrue),
         );
-    // COMPAT: a version is printed whatever else is missing.
-    if call.args.iter().any(|word| is_version(word)) {
-        println!("{VERSION_MEANT} (thinmap {})", env!("CARGO_PKG_VERSION"));
-        return Parsed::Done(0);
-    }
     match command.try_get_matches_from(words) {
         Ok(matches) => Parsed::Run(Box::new(matches)),
         Err(error) => {
@@ -56,8 +60,25 @@ pub fn parse(call: &Invocation<'_>, command: Command) -> Parsed {
     }
 }
 
-fn is_version(word: &str) -> bool {
-    word == "-V" || word == "--version"
+/// Whether an option is `-V`, alone or behind others that take no value, or `--version` or a beginning of it.
+fn asks_for_version(command: &Command, words: &[String]) -> bool {
+    let is_flag = |letter: char| {
+        let arg = command
+            .get_arguments()
+            .find(|arg| arg.get_short() == Some(letter));
+        arg.is_some_and(|arg| matches!(arg.get_action(), ArgAction::SetTrue))
+    };
+    let is_other = |word: &str| {
+        let mut longs = command.get_arguments().filter_map(Arg::get_long);
+        longs.any(|long| long.starts_with(word))
+    };
+    let asks = |word: &&String| match (word.strip_prefix("--"), word.strip_prefix('-')) {
+        (Some(long), _) => !long.is_empty() && "version".starts_with(long) && !is_other(long),
+        (None, Some(letters)) => letters.trim_start_matches(is_flag).starts_with('V'),
+        (None, None) => false,
+    };
+    let mut options = words.iter().take_while(|word| *word != "--");
+    options.any(|word| asks(&word))
 }
 
 /// The short options that may have a value or none.

@@ -1,5 +1,6 @@
 //! `thinmap repair`, `thin_repair`.
 
+use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
@@ -7,9 +8,10 @@ use clap::{Arg, ArgMatches, Command};
 use thinmap_thin_metadata::Superblock;
 
 use super::options::{json_arg, override_args, overrides, quiet_arg};
+use super::output::{exit_code, print, print_beside};
 use super::{Invocation, Parsed, parse};
 use crate::repair::{RepairOptions, repair};
-use crate::{Access, Image};
+use crate::{Access, Image, ToolError};
 
 fn device(name: &'static str, short: char, help: &'static str) -> Arg {
     Arg::new(name)
@@ -40,24 +42,23 @@ pub(super) fn run(call: &Invocation<'_>) -> i32 {
         Parsed::Run(matches) => matches,
         Parsed::Done(code) => return code,
     };
-    match perform(&matches) {
-        Ok(()) => 0,
-        Err(error) => call.fail(&error),
-    }
+    exit_code(call, perform(call, &matches))
 }
 
-fn perform(matches: &ArgMatches) -> Result<(), Box<dyn std::error::Error>> {
+fn perform(call: &Invocation<'_>, matches: &ArgMatches) -> Result<(), ToolError> {
     let path = |name| matches.get_one::<String>(name).map_or("", String::as_str);
     let (from, to) = (path("input"), path("output"));
     if is_same(from, to) {
-        return Err(
-            format!("{to}: is the input too; repair writes elsewhere, never in place").into(),
-        );
+        return Err(ToolError::Refused(format!(
+            "{to}: is the input too; repair writes elsewhere, never in place"
+        )));
     }
     let given = overrides(matches);
     let is_impossible = |size: u32| !Superblock::is_data_block_size(size);
     if given.data_block_size.is_some_and(is_impossible) {
-        return Err("--data-block-size: a multiple of 128 sectors, up to 2097152".into());
+        return Err(ToolError::Refused(
+            "--data-block-size: a multiple of 128 sectors, up to 2097152".to_owned(),
+        ));
     }
     let (quiet, json) = (matches.get_flag("quiet"), matches.get_flag("json"));
     let input = Image::open(Path::new(from), Access::Read)?;
@@ -70,9 +71,9 @@ fn perform(matches: &ArgMatches) -> Result<(), Box<dyn std::error::Error>> {
     };
     let report = repair(&input, &output, &options)?;
     if json {
-        println!("{}", serde_json::to_string_pretty(&report)?);
+        print(&serde_json::to_string_pretty(&report).map_err(io::Error::from)?)?;
     } else if !quiet {
-        println!("{report}");
+        print_beside(call, &report);
     }
     Ok(())
 }

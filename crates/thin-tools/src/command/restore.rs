@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 
 use clap::{Arg, ArgMatches, Command, value_parser};
 
-use super::input::exit_code;
 use super::options::{json_arg, override_args, overrides, quiet_arg};
+use super::output::{exit_code, print};
 use super::{Invocation, Parsed, parse};
 use crate::{Access, Image, ToolError, restore};
 
@@ -77,7 +77,7 @@ fn perform(matches: &ArgMatches) -> Result<(), ToolError> {
             .map_err(|error| in_file(input, error))?
     };
     if matches.get_flag("json") {
-        println!("{}", serde_json::json!(written));
+        print(&serde_json::json!(written))?;
     }
     Ok(())
 }

@@ -4,8 +4,9 @@ use std::ops::Range;
 
 use clap::{Arg, ArgAction, ArgMatches, Command};
 
-use super::input::{exit_code, open, to_stdout};
+use super::input::open;
 use super::options::{input_arg, json_arg, metadata_snap_arg, quiet_arg};
+use super::output::{exit_code, to_stdout};
 use super::{Invocation, Parsed, parse};
 use crate::{ToolError, rmap};
 

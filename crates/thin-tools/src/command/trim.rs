@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 
-use super::input::exit_code;
 use super::options::{json_arg, quiet_arg};
+use super::output::{exit_code, print, tell};
 use super::{Invocation, Parsed, parse};
 use crate::{RootChoice, Source, ToolError, trim};
 
@@ -60,12 +60,14 @@ fn perform(call: &Invocation<'_>, matches: &ArgMatches) -> Result<(), ToolError>
     let discard = |file: &std::fs::File, from, len| call.host.discard(file, from, len);
     let mut each = |begin, end| {
         if !quiet && !json {
-            eprintln!("emitting discard for blocks ({begin}, {end}]");
+            tell(&format_args!(
+                "emitting discard for blocks ({begin}, {end}]"
+            ));
         }
     };
     let done = trim::trim(&source, &path("data-dev"), &discard, quiet, &mut each)?;
     if json {
-        println!("{}", serde_json::json!(done));
+        print(&serde_json::json!(done))?;
     }
     Ok(())
 }

@@ -11,6 +11,7 @@
 mod candidates;
 mod choice;
 mod copy;
+mod in_use;
 mod report;
 mod rescue;
 mod scan;

@@ -5,17 +5,15 @@
 //! a node that is not in use is of an older transaction, and the data blocks it names may be another
 //! volume's by now.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 
 use thinmap_persistent_data::btree::Node;
-use thinmap_persistent_data::{
-    BlockBytes, BlockKind, ENTRIES_PER_BITMAP, META_BLOCK_SIZE, index_entry, small_count, verify,
-};
 use thinmap_thin_metadata::{DeviceDetails, Superblock};
 
+use super::in_use::InUse;
 use super::scan::{Content, Scan};
 use super::{add_trees, superblock};
-use crate::check::{Findings, collect_details, collect_roots, large_counts};
+use crate::check::{Findings, collect_details, collect_roots};
 use crate::walk::{MissingRanges, RangeMap, Role, Summaries, Walk, broken_rule, read_node};
 
 /// Ids that a volume can have.
@@ -83,64 +81,6 @@ pub(super) struct Rescued {
     pub(super) lost: Vec<(u64, Option<DeviceDetails>)>,
     /// Not all ids could be learnt: volumes may be missing that nothing names.
     pub(super) ids_in_doubt: bool,
-}
-
-/// Which metadata blocks are in use, as far as the space map can be read.
-pub(super) struct InUse {
-    bitmaps: Vec<Option<Box<BlockBytes>>>,
-    /// Counts above two.
-    large: HashMap<u64, u32>,
-}
-
-impl InUse {
-    pub(super) fn read(walk: &Walk<'_>, superblock: &Superblock) -> Self {
-        let root = superblock.metadata_space_map.bitmap_root;
-        let read = |block: u64, kind| {
-            let mut bytes = Box::new([0; META_BLOCK_SIZE]);
-            walk.image.read_run(block, &mut bytes[..]).ok()?;
-            verify(kind, block, &bytes).ok()?;
-            Some(bytes)
-        };
-        let count = walk.blocks.len().div_ceil(ENTRIES_PER_BITMAP);
-        let bitmaps = read(root, BlockKind::Index).map_or_else(Vec::new, |index| {
-            (0..count)
-                .map(|at| read(index_entry(&index, at).block, BlockKind::Bitmap))
-                .collect()
-        });
-        Self {
-            bitmaps,
-            large: HashMap::new(),
-        }
-    }
-
-    /// Reads the counts above two, as far as they can be read.
-    fn read_large(&mut self, walk: &mut Walk<'_>, superblock: &Superblock) {
-        let root = superblock.metadata_space_map.ref_count_root;
-        walk.add_root(root, Role::Counts);
-        walk.run();
-        Summaries::new(walk).of(root);
-        self.large = large_counts(walk, root, 0..u64::MAX);
-    }
-
-    /// How often `block` is referred to; `None` when that cannot be read.
-    fn count(&self, block: u64) -> Option<u32> {
-        let bitmap = self.bitmaps.get((block / ENTRIES_PER_BITMAP) as usize)?;
-        match small_count(bitmap.as_ref()?, block % ENTRIES_PER_BITMAP) {
-            3 => self.large.get(&block).copied(),
-            small => Some(small),
-        }
-    }
-
-    /// Whether `block` is in use; `None` when that cannot be read.
-    fn is(&self, block: u64) -> Option<bool> {
-        let bitmap = self.bitmaps.get((block / ENTRIES_PER_BITMAP) as usize)?;
-        Some(small_count(bitmap.as_ref()?, block % ENTRIES_PER_BITMAP) > 0)
-    }
-
-    /// Whether `block` may be in use.
-    fn may_be(&self, block: u64) -> bool {
-        self.is(block) != Some(false)
-    }
 }
 
 struct Rescue<'w, 'a> {

@@ -1,0 +1,239 @@
+//! The tools' command lines: where output goes, options given twice, files that are named in errors.
+//!
+//! A tool runs in a process of its own: this test again, which becomes the tool.
+#![allow(clippy::unwrap_used, reason = "a failed step is a failed test")]
+
+#[path = "support/pools.rs"]
+mod pools;
+
+use std::fs::File;
+use std::io::{Read, pipe};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use thinmap_thin_tools::command::{Invocation, NoHost, find};
+
+/// What divides the words of the tool that the process is to become.
+const DIVIDER: &str = "\u{1f}";
+const WORDS: &str = "THINMAP_TEST_TOOL";
+
+struct Ran {
+    code: Option<i32>,
+    out: String,
+    err: String,
+}
+
+fn command(words: &[&str]) -> Command {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command
+        .args(["--exact", "becomes_a_tool", "--nocapture"])
+        .env(WORDS, words.join(DIVIDER));
+    command
+}
+
+/// Runs a tool with its output to the named files.
+fn run_to(words: &[&str], out: Stdio, err: Stdio) -> Option<i32> {
+    // The test's own lines go nowhere; the tool finds its output as descriptor 0.
+    let mut command = command(words);
+    let mut child = command
+        .stdin(out)
+        .stdout(Stdio::null())
+        .stderr(err)
+        .spawn()
+        .unwrap();
+    child.wait().unwrap().code()
+}
+
+fn run(words: &[&str]) -> Ran {
+    let directory = tempfile::tempdir().unwrap();
+    let (out, err) = (directory.path().join("out"), directory.path().join("err"));
+    let file = |path: &Path| Stdio::from(File::create(path).unwrap());
+    let code = run_to(words, file(&out), file(&err));
+    let text = |path: &Path| std::fs::read_to_string(path).unwrap();
+    Ran {
+        code,
+        out: text(&out),
+        err: text(&err),
+    }
+}
+
+#[test]
+fn becomes_a_tool() {
+    let Ok(words) = std::env::var(WORDS) else {
+        return;
+    };
+    rustix::stdio::dup2_stdout(rustix::stdio::stdin()).unwrap();
+    let words: Vec<String> = words.split(DIVIDER).map(str::to_owned).collect();
+    let call = Invocation {
+        program: &words[0],
+        args: &words[1..],
+        host: &NoHost,
+    };
+    std::process::exit((find(&words[0]).unwrap().run)(&call));
+}
+
+struct Files {
+    directory: tempfile::TempDir,
+}
+
+impl Files {
+    fn new() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        pools::random(&directory.path().join("pool"), 104).unwrap();
+        let files = Self { directory };
+        files.empty("output");
+        files
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    fn word(&self, name: &str) -> String {
+        self.path(name).to_str().unwrap().to_owned()
+    }
+
+    fn empty(&self, name: &str) {
+        let file = File::create(self.path(name)).unwrap();
+        file.set_len(2048 * 4096).unwrap();
+    }
+}
+
+fn full() -> Stdio {
+    Stdio::from(File::options().write(true).open("/dev/full").unwrap())
+}
+
+#[test]
+fn output_that_nobody_takes_is_no_panic() {
+    let files = Files::new();
+    let (pool, output) = (files.word("pool"), files.word("output"));
+    let repair = ["thin_repair", "-i", &pool, "-o", &output];
+    // Whether standard output is what they are called for.
+    let calls: [(&[&str], bool); 12] = [
+        (&["thin_check", &pool], false),
+        (&["thin_check", "--json", &pool], true),
+        (&repair, false),
+        (&["thin_repair", "--json", "-i", &pool, "-o", &output], true),
+        (&["thin_dump", &pool], true),
+        (&["thin_dump", "-r", &pool], true),
+        (&["thin_ls", &pool], true),
+        (&["thin_rmap", "--region", "0..1000", &pool], true),
+        (&["thin_delta", "--thin1", "0", "--thin2", "0", &pool], true),
+        (
+            &["thin_metadata_size", "-b", "64k", "-s", "1g", "-m", "9"],
+            true,
+        ),
+        (&["thin_trim", "-V"], true),
+        (&["thin_check", "-qV"], true),
+    ];
+    for (words, is_result) in calls {
+        let errors = files.path("errors");
+        let file = Stdio::from(File::create(&errors).unwrap());
+        let code = run_to(words, full(), file);
+        let told = std::fs::read_to_string(&errors).unwrap();
+        assert_eq!(code, Some(i32::from(is_result)), "{words:?}: {told}");
+        assert!(told.contains("standard output"), "{words:?}: {told}");
+        assert!(!told.contains("panicked"), "{words:?}: {told}");
+        // A reader that went away.
+        let (reader, writer) = pipe().unwrap();
+        drop(reader);
+        let file = Stdio::from(File::create(&errors).unwrap());
+        let code = run_to(words, writer.into(), file);
+        let told = std::fs::read_to_string(&errors).unwrap();
+        assert_eq!(code, Some(0), "{words:?}: {told}");
+        assert!(!told.contains("panicked") && !told.contains("standard output"));
+        assert_eq!(run_to(words, Stdio::null(), full()), Some(0), "{words:?}");
+    }
+    // What is wrong cannot be told, and stays wrong.
+    assert_eq!(
+        run_to(&["thin_check", "/nonexistent"], full(), full()),
+        Some(1)
+    );
+}
+
+#[test]
+fn the_last_of_several_values_counts_and_a_second_device_is_refused() {
+    let files = Files::new();
+    let (pool, output) = (files.word("pool"), files.word("output"));
+    let repair = [
+        "thin_repair",
+        "-i",
+        "/nonexistent",
+        "-i",
+        &pool,
+        "-o",
+        "/x",
+        "-o",
+        &output,
+    ];
+    assert_eq!(run(&repair).code, Some(0));
+    assert_eq!(run(&["thin_check", "-q", "-q", &pool]).code, Some(0));
+    assert_eq!(run(&["thin_check", "-qq", &pool]).code, Some(0));
+    let human = run(&["thin_dump", "-f", "xml", "-f", "human_readable", &pool]);
+    assert!(human.out.starts_with("begin superblock"), "{}", human.out);
+    let both = [
+        "thin_dump",
+        "--skip-mappings",
+        "--dev-id",
+        "0",
+        "--dev-id",
+        "0",
+        &pool,
+    ];
+    assert_eq!(run(&both).out.matches("<device").count(), 1);
+    assert_eq!(run(&["thin_check", &pool, &pool]).code, Some(1));
+    let size = [
+        "thin_metadata_size",
+        "-b",
+        "64k",
+        "-b",
+        "128k",
+        "-s",
+        "1g",
+        "-m",
+        "9",
+    ];
+    assert_eq!(run(&size).code, Some(1));
+}
+
+#[test]
+fn a_version_is_printed_behind_other_letters_and_for_a_beginning_of_the_word() {
+    for words in [
+        &["thin_check", "-V"][..],
+        &["thin_check", "-qV"],
+        &["thin_check", "--vers"],
+        &["thin_delta", "--version", "extra"],
+    ] {
+        let ran = run(words);
+        assert_eq!(ran.code, Some(0), "{words:?}: {}", ran.err);
+        assert!(ran.out.starts_with("0.9.0"), "{words:?}: {}", ran.out);
+    }
+    for words in [
+        &["thin_delta", "--ver", "x"][..],
+        &["thin_check", "--", "-V"],
+        &["thin_dump", "-oV"],
+    ] {
+        assert_eq!(run(words).code, Some(1), "{words:?}");
+    }
+}
+
+#[test]
+fn a_long_output_to_a_reader_that_goes_away_ends_quietly() {
+    let files = Files::new();
+    let pool = files.word("pool");
+    let (mut reader, writer) = pipe().unwrap();
+    let child = command(&["thin_dump", &pool])
+        .stdin(Stdio::from(writer))
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    reader.read_exact(&mut [0; 100]).unwrap();
+    drop(reader);
+    let ended = child.wait_with_output();
+    let ended = ended.unwrap();
+    assert_eq!(
+        (ended.status.code(), &ended.stderr[..]),
+        (Some(0), &b""[..])
+    );
+}
