@@ -15,6 +15,8 @@ use crate::{Run, ToolError};
 const DEFINED_RUNS_MAX: usize = 1 << 26;
 /// Bytes that one element may take.
 const ELEMENT_BYTES_MAX: usize = 1 << 16;
+/// Attributes of one element; none that is known has more than seven.
+const ATTRIBUTES_MAX: usize = 16;
 
 /// What stands in the text, definitions put in their place.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -37,6 +39,8 @@ pub struct XmlReader<'a> {
     /// Runs by the name they were defined under.
     defined: HashMap<String, Vec<Run>>,
     defined_runs: usize,
+    /// What follows an element without an end tag of its own.
+    follows: Option<Event>,
     /// What is left of the definition that a volume refers to.
     expanding: Option<(String, usize)>,
 }
@@ -105,6 +109,7 @@ impl<'a> XmlReader<'a> {
             state: State::Outside,
             defined: HashMap::new(),
             defined_runs: 0,
+            follows: None,
             expanding: None,
         }
     }
@@ -137,6 +142,9 @@ impl<'a> XmlReader<'a> {
             if let Some(run) = self.expand() {
                 return Ok(Some(Event::Run(run)));
             }
+            if let Some(event) = self.follows.take() {
+                return Ok(Some(event));
+            }
             let mut buffer = std::mem::take(&mut self.buffer);
             buffer.clear();
             self.xml.get_mut().element = 0;
@@ -151,7 +159,9 @@ impl<'a> XmlReader<'a> {
                 Xml::Text(text) if !text.iter().all(u8::is_ascii_whitespace) => {
                     Err(self.wrong("text between the elements"))
                 }
-                Xml::Text(_) | Xml::Comment(_) | Xml::Decl(_) => Ok(None),
+                Xml::Text(_) | Xml::Comment(_) | Xml::Decl(_) | Xml::DocType(_) | Xml::PI(_) => {
+                    Ok(None)
+                }
                 Xml::Eof if self.state == State::Ended => {
                     self.buffer = buffer;
                     return Ok(None);
@@ -218,8 +228,19 @@ impl<'a> XmlReader<'a> {
                 return Ok(None);
             }
             b"device" if self.state == State::Superblock => {
-                let _ = self.device(tag)?;
-                return Err(self.wrong("a device without an end tag: write <device ...></device>"));
+                let volume = self.device(tag)?;
+                self.follows = Some(Event::EndDevice);
+                return Ok(Some(Event::Device(volume)));
+            }
+            b"superblock" if self.state == State::Outside => {
+                let facts = self.superblock(tag)?;
+                self.state = State::Ended;
+                return Ok(Some(Event::Superblock(facts)));
+            }
+            b"def" if self.state == State::Superblock => {
+                let name = self.name(tag)?;
+                self.defined.insert(name, Vec::new());
+                return Ok(None);
             }
             other => return Err(self.unexpected(other)),
         };
@@ -347,15 +368,13 @@ impl<'a> XmlReader<'a> {
         names: [&str; N],
     ) -> Result<[u64; N], ToolError> {
         let mut found = [None; N];
-        for attribute in tag.attributes().with_checks(false) {
-            let attribute =
-                attribute.map_err(|error| self.wrong(&format!("an attribute: {error}")))?;
-            let key = attribute.key.as_ref();
+        self.attributes(tag, |key, value| {
             let wanted = |name: &str| name.trim_end_matches('?').as_bytes() == key;
             if let Some(at) = names.iter().position(|name| wanted(name)) {
-                found[at] = Some(self.number(names[at], &attribute.value)?);
+                found[at] = Some(self.number(names[at], value)?);
             }
-        }
+            Ok(())
+        })?;
         let mut numbers = [0; N];
         for (at, name) in names.iter().enumerate() {
             numbers[at] = match found[at] {
@@ -367,6 +386,31 @@ impl<'a> XmlReader<'a> {
         Ok(numbers)
     }
 
+    /// Calls `each` with every attribute. None may be there twice: which one is meant nobody knows.
+    fn attributes(
+        &self,
+        tag: &BytesStart<'_>,
+        mut each: impl FnMut(&[u8], &[u8]) -> Result<(), ToolError>,
+    ) -> Result<(), ToolError> {
+        let mut seen: [&[u8]; ATTRIBUTES_MAX] = [&[]; ATTRIBUTES_MAX];
+        for (at, attribute) in tag.attributes().with_checks(false).enumerate() {
+            let attribute =
+                attribute.map_err(|error| self.wrong(&format!("an attribute: {error}")))?;
+            let key = attribute.key.into_inner();
+            if at >= ATTRIBUTES_MAX {
+                let what = format!("an element with more than {ATTRIBUTES_MAX} attributes");
+                return Err(self.wrong(&what));
+            }
+            if seen[..at].contains(&key) {
+                let key = String::from_utf8_lossy(key);
+                return Err(self.wrong(&format!("attribute {key} is there twice")));
+            }
+            seen[at] = key;
+            each(key, &attribute.value)?;
+        }
+        Ok(())
+    }
+
     fn number(&self, name: &str, value: &[u8]) -> Result<u64, ToolError> {
         let text = std::str::from_utf8(value).unwrap_or("?");
         text.parse().map_err(|_| {
@@ -376,9 +420,14 @@ impl<'a> XmlReader<'a> {
     }
 
     fn name(&self, tag: &BytesStart<'_>) -> Result<String, ToolError> {
-        let found = tag.try_get_attribute("name").ok().flatten();
-        let found = found.ok_or_else(|| self.wrong("attribute name is missing"))?;
-        Ok(String::from_utf8_lossy(&found.value).into_owned())
+        let mut found = None;
+        self.attributes(tag, |key, value| {
+            if key == b"name" {
+                found = Some(String::from_utf8_lossy(value).into_owned());
+            }
+            Ok(())
+        })?;
+        found.ok_or_else(|| self.wrong("attribute name is missing"))
     }
 }
 
@@ -426,6 +475,29 @@ mod tests {
     }
 
     #[test]
+    fn elements_without_content_need_no_end_tag() {
+        let empty = |tag: &str| tag.replace('>', "/>");
+        let whole = format!("<!DOCTYPE superblock><?x y?>{POOL}{DEVICE}</device></superblock>");
+        let short = format!("{POOL}{}</superblock>", empty(DEVICE));
+        assert_eq!(events(&short), events(&whole));
+        assert!(matches!(
+            events(&whole).expect("good XML")[..],
+            [Event::Superblock(_), Event::Device(_), Event::EndDevice]
+        ));
+        let alone = events(&empty(POOL)).expect("good XML");
+        assert_eq!(
+            alone,
+            events(&format!("{POOL}</superblock>")).expect("good XML")
+        );
+        let defined =
+            format!("{POOL}<def name=\"a\"/>{DEVICE}<ref name=\"a\"/></device></superblock>");
+        assert_eq!(events(&defined), events(&whole));
+        let two =
+            events(&format!("{}{}", empty(POOL), empty(DEVICE))).expect_err("a device behind");
+        assert!(two.contains("<device> is not expected"), "{two}");
+    }
+
+    #[test]
     fn what_is_wrong_is_told_with_its_line() {
         let long = "a".repeat(2 * ELEMENT_BYTES_MAX);
         let cases = [
@@ -438,6 +510,24 @@ mod tests {
             (POOL.replace("\"9\"", "\"nine\""), "nr_data_blocks=\"nine\""),
             (POOL.replace("time", "tide"), "attribute time is missing"),
             (format!("<superblock {long}"), "an element of more than"),
+            (
+                format!("{POOL}\n{}", DEVICE.replace("snap", "dev_id=\"7\" snap")),
+                "line 2: attribute dev_id is there twice",
+            ),
+            (
+                POOL.replace("uuid", "x=\"\" x"),
+                "attribute x is there twice",
+            ),
+            (
+                format!("{POOL}<def name=\"a\" name=\"a\">"),
+                "attribute name is there twice",
+            ),
+            (
+                (0..20).fold("<superblock".to_owned(), |text, n| {
+                    format!("{text} a{n}=\"\"")
+                }) + ">",
+                "more than 16 attributes",
+            ),
         ];
         for (text, wanted) in cases {
             let error = events(&text).expect_err(wanted);
