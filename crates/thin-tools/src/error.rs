@@ -1,7 +1,7 @@
 //! Why a tool fails, for people.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use thinmap_persistent_data::MetadataError;
 
@@ -17,6 +17,14 @@ pub enum ToolError {
     /// The metadata cannot be read or written, or makes no sense.
     #[error("{0}")]
     Metadata(#[from] MetadataError),
+    /// The same, and on which device or file.
+    #[error("{path}: {source}")]
+    InFile {
+        /// The device or file.
+        path: PathBuf,
+        /// What is wrong.
+        source: MetadataError,
+    },
     /// Standard output cannot be written.
     #[error("cannot write to standard output: {0}")]
     Output(#[from] io::Error),
@@ -36,6 +44,18 @@ pub enum ToolError {
 }
 
 impl ToolError {
+    /// The error with the device or file that the metadata is on, unless it names one.
+    #[must_use]
+    pub fn on(self, path: &Path) -> Self {
+        match self {
+            Self::Metadata(source) => Self::InFile {
+                path: path.to_owned(),
+                source,
+            },
+            other => other,
+        }
+    }
+
     /// Whether the reader of the output went away, which is no failure of the tool.
     pub fn is_broken_pipe(&self) -> bool {
         matches!(self, Self::Output(error) if error.kind() == io::ErrorKind::BrokenPipe)

@@ -3,7 +3,7 @@
 //! What is where: `image` a metadata device opened by a tool, refused while somebody else uses it; `roots`
 //! which superblock a tool looks at, the live one or a metadata snapshot's; `progress` what a terminal
 //! shows of long work; `nodes`, `runs` and `source` a pool's trees as tools read them, `parallel` work on
-//! all cores; `walk` every tree of an image at once, for `check` and `repair`. Each tool is a folder or file of its own, and its command line is in `command/`,
+//! all cores; `same` whether two paths are one storage; `walk` every tree of an image at once, for `check` and `repair`. Each tool is a folder or file of its own, and its command line is in `command/`,
 //! one file for each, entered by the name the program was called with ([`command::TOOLS`]).
 //!
 //! Threads are allowed here; io_uring is not needed: reads are few and large.
@@ -25,6 +25,7 @@ pub mod restore;
 pub mod rmap;
 mod roots;
 mod runs;
+mod same;
 mod source;
 pub mod trim;
 mod walk;

@@ -40,7 +40,7 @@ impl Source {
             RootChoice::MetadataSnap(_) => Access::ReadLive,
         };
         let image = Arc::new(Image::open(path, access)?);
-        Self::of(image, choice)
+        Self::of(image, choice).map_err(|error| error.on(path))
     }
 
     /// The metadata on `device`.

@@ -237,3 +237,77 @@ fn a_long_output_to_a_reader_that_goes_away_ends_quietly() {
         (Some(0), &b""[..])
     );
 }
+
+#[test]
+fn an_output_that_is_the_input_is_refused_and_both_are_named() {
+    let files = Files::new();
+    let (pool, text) = (files.word("pool"), files.word("text"));
+    let link = files.word("link");
+    std::fs::hard_link(&pool, &link).unwrap();
+    std::fs::copy(&pool, files.path("before")).unwrap();
+    let repair = ["thin_repair", "-i", &pool, "-o", &link];
+    for words in [
+        &["thin_dump", "-o", &link, &pool][..],
+        &["thin_dump", "-r", "-o", &link, &pool],
+        &["thin_restore", "-i", &pool, "-o", &link],
+        &["thin_trim", "--metadata-dev", &pool, "--data-dev", &link],
+        &repair,
+    ] {
+        let ran = run(words);
+        assert_eq!(ran.code, Some(1), "{words:?}");
+        assert!(
+            ran.err.contains(&pool) && ran.err.contains(&link),
+            "{}",
+            ran.err
+        );
+        let same = std::fs::read(&pool).unwrap() == std::fs::read(files.path("before")).unwrap();
+        assert!(same, "{words:?}");
+    }
+    assert_eq!(run(&["thin_dump", "-o", &text, &pool]).code, Some(0));
+    assert_eq!(
+        run(&["thin_restore", "-i", &text, "-o", &pool]).code,
+        Some(0)
+    );
+}
+
+#[test]
+fn errors_name_the_file_at_fault() {
+    let files = Files::new();
+    let (pool, output, text) = (files.word("pool"), files.word("output"), files.word("text"));
+    assert_eq!(run(&["thin_dump", "-o", &text, &pool]).code, Some(0));
+    let magic = format!("{output}: ");
+    for words in [
+        &["thin_dump", &output][..],
+        &["thin_ls", &output],
+        &["thin_rmap", "--region", "0..1", &output],
+        &["thin_delta", "--thin1", "0", "--thin2", "1", &output],
+        &["thin_trim", "--metadata-dev", &output, "--data-dev", &pool],
+    ] {
+        let ran = run(words);
+        assert_eq!(ran.code, Some(1), "{words:?}");
+        assert!(
+            ran.err.contains(&magic) && ran.err.contains("magic"),
+            "{}",
+            ran.err
+        );
+    }
+    let small = files.word("small");
+    File::create(&small).unwrap().set_len(4 * 4096).unwrap();
+    for words in [
+        ["thin_repair", "-i", &pool, "-o", &small],
+        ["thin_restore", "-i", &text, "-o", &small],
+    ] {
+        let ran = run(&words);
+        assert_eq!(ran.code, Some(1), "{words:?}");
+        assert!(ran.err.contains(&format!("{small}: ")), "{}", ran.err);
+        assert!(!ran.err.contains(&text), "{}", ran.err);
+    }
+    let twice = std::fs::read_to_string(&text).unwrap();
+    let device = "<device dev_id=\"0\" mapped_blocks=\"0\" transaction=\"0\" creation_time=\"0\" snap_time=\"0\"/>";
+    let lines = twice.lines().count();
+    let twice = twice.replace("</superblock>", &format!("{device}\n</superblock>"));
+    std::fs::write(&text, twice).unwrap();
+    let ran = run(&["thin_restore", "-i", &text, "-o", &output]);
+    let wanted = format!("{text}: line {lines}: volume 0 is there twice");
+    assert!(ran.err.contains(&wanted), "{}: {wanted}", ran.err);
+}

@@ -140,7 +140,7 @@ fn xml_that_makes_no_pool_is_refused_with_its_line() {
         (two(&range(0, 0, u64::MAX), ""), "the pool has 100000"),
         (
             pool(&(device(5, 0, "") + &device(5, 0, ""))),
-            "volume 5 is there twice",
+            "line 4: volume 5 is there twice",
         ),
         (pool(&device(1 << 24, 0, "")), "id 16777216"),
         (

@@ -159,11 +159,12 @@ pub(super) fn run(call: &Invocation<'_>) -> i32 {
 
 fn perform(call: &Invocation<'_>, path: &Path, options: &Options) -> Result<bool, ToolError> {
     let image = Arc::new(Image::open(path, options.access())?);
+    let named = |error| ToolError::Metadata(error).on(path);
     let quiet = options.quiet || options.json;
     let mut outcome = check(&image, options.choice, options.depth, quiet);
     let mut leaks_fixed = 0;
     if options.auto_repair && outcome.report.fatal == 0 {
-        leaks_fixed = fix_leaks(image.clone(), &outcome)?;
+        leaks_fixed = fix_leaks(image.clone(), &outcome).map_err(named)?;
         if leaks_fixed > 0 {
             outcome = check(&image, options.choice, options.depth, quiet);
         }
@@ -173,7 +174,7 @@ fn perform(call: &Invocation<'_>, path: &Path, options: &Options) -> Result<bool
     // COMPAT: 0.9's --auto-repair too takes the demand for a check back when nothing is wrong any more.
     let clears = ok && options.changes() && report.needs_check;
     if clears {
-        clear_needs_check(&*image)?;
+        clear_needs_check(&*image).map_err(named)?;
     }
     let answer = Answer {
         ok,

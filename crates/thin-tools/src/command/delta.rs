@@ -67,4 +67,5 @@ fn perform(call: &Invocation<'_>, matches: &ArgMatches) -> Result<(), ToolError>
             delta(source, left, right, &mut SimpleXml::default(), out)
         }
     })
+    .map_err(|error| error.on(&opened.path))
 }

@@ -10,6 +10,7 @@ use super::options::{input_arg, json_arg, metadata_snap_arg, override_args, over
 use super::output::{exit_code, to_stdout};
 use super::{Invocation, Parsed, parse};
 use crate::dump::{DumpOptions, Human, Json, Xml, dump};
+use crate::same::is_same;
 use crate::{Source, ToolError};
 
 /// Runs it.
@@ -93,10 +94,18 @@ fn perform(call: &Invocation<'_>, matches: &ArgMatches) -> Result<(), ToolError>
             .map_or("xml", String::as_str),
     };
     let write = |out: &mut dyn Write| write(&opened.source, format, &options, out);
-    match matches.get_one::<PathBuf>("output") {
+    let written = match matches.get_one::<PathBuf>("output") {
+        Some(path) if is_same(path, &opened.path) => {
+            return Err(ToolError::Refused(format!(
+                "{}: is what is read from, {}: the text would replace the metadata",
+                path.display(),
+                opened.path.display()
+            )));
+        }
         Some(path) => to_file(path, write),
         None => to_stdout(write),
-    }
+    };
+    written.map_err(|error| error.on(&opened.path))
 }
 
 fn write(

@@ -1,7 +1,7 @@
 //! Opening what a tool reads, and where it writes.
 
 use std::io::{self, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use clap::ArgMatches;
 use tempfile::NamedTempFile;
@@ -21,6 +21,8 @@ const COPY_BLOCKS_MIN: u64 = 4096;
 pub(super) struct Opened {
     /// What to read.
     pub source: Source,
+    /// The device or file that was asked for, or the pool's metadata device.
+    pub path: PathBuf,
     /// Gives the metadata snapshot back when dropped, after the source.
     _pool: Option<Box<dyn LivePool>>,
     /// The repaired copy that is read, gone when dropped.
@@ -35,6 +37,7 @@ pub(super) fn open(call: &Invocation<'_>, matches: &ArgMatches) -> Result<Opened
     match Input::find(call.host, word).map_err(ToolError::Refused)? {
         Input::Path(path) => Ok(Opened {
             source: Source::open(&path, metadata_snap_choice(matches))?,
+            path,
             _pool: None,
             _copy: None,
         }),
@@ -42,6 +45,7 @@ pub(super) fn open(call: &Invocation<'_>, matches: &ArgMatches) -> Result<Opened
             let choice = RootChoice::MetadataSnap(Some(pool.held_root()));
             Ok(Opened {
                 source: Source::open(pool.metadata(), choice)?,
+                path: pool.metadata().to_owned(),
                 _pool: Some(pool),
                 _copy: None,
             })
@@ -88,6 +92,7 @@ pub(super) fn open_repaired(matches: &ArgMatches, quiet: bool) -> Result<Opened,
     drop(output);
     Ok(Opened {
         source: Source::open(copy.path(), RootChoice::Live)?,
+        path: path.to_owned(),
         _pool: None,
         _copy: Some(copy),
     })

@@ -56,7 +56,8 @@ fn perform(call: &Invocation<'_>, matches: &ArgMatches) -> Result<(), ToolError>
     let opened = open(call, matches)?;
     let source = &opened.source;
     let with_exclusive = fields.iter().any(|field| field.needs_exclusive());
-    let uses = ls(source, with_exclusive, matches.get_flag("quiet"))?;
+    let uses = ls(source, with_exclusive, matches.get_flag("quiet"))
+        .map_err(|error| error.on(&opened.path))?;
     let block_sectors = u64::from(source.superblock().data_block_size);
     to_stdout(|out| {
         if matches.get_flag("json") {

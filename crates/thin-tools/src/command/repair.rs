@@ -1,7 +1,6 @@
 //! `thinmap repair`, `thin_repair`.
 
 use std::io;
-use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use clap::{Arg, ArgMatches, Command};
@@ -11,6 +10,7 @@ use super::options::{json_arg, override_args, overrides, quiet_arg};
 use super::output::{exit_code, print, print_beside};
 use super::{Invocation, Parsed, parse};
 use crate::repair::{RepairOptions, repair};
+use crate::same::is_same;
 use crate::{Access, Image, ToolError};
 
 fn device(name: &'static str, short: char, help: &'static str) -> Arg {
@@ -48,9 +48,9 @@ pub(super) fn run(call: &Invocation<'_>) -> i32 {
 fn perform(call: &Invocation<'_>, matches: &ArgMatches) -> Result<(), ToolError> {
     let path = |name| matches.get_one::<String>(name).map_or("", String::as_str);
     let (from, to) = (path("input"), path("output"));
-    if is_same(from, to) {
+    if is_same(Path::new(from), Path::new(to)) {
         return Err(ToolError::Refused(format!(
-            "{to}: is the input too; repair writes elsewhere, never in place"
+            "{to}: is the input too, {from}; repair writes elsewhere, never in place"
         )));
     }
     let given = overrides(matches);
@@ -76,9 +76,4 @@ fn perform(call: &Invocation<'_>, matches: &ArgMatches) -> Result<(), ToolError>
         print_beside(call, &report);
     }
     Ok(())
-}
-
-fn is_same(one: &str, other: &str) -> bool {
-    let id = |path: &str| std::fs::metadata(path).map(|m| (m.dev(), m.ino(), m.rdev()));
-    matches!((id(one), id(other)), (Ok(one), Ok(other)) if one == other)
 }

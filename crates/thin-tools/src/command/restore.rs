@@ -9,6 +9,7 @@ use clap::{Arg, ArgMatches, Command, value_parser};
 use super::options::{json_arg, override_args, overrides, quiet_arg};
 use super::output::{exit_code, print};
 use super::{Invocation, Parsed, parse};
+use crate::same::is_same;
 use crate::{Access, Image, ToolError, restore};
 
 /// Bytes read from the XML at once.
@@ -59,10 +60,22 @@ fn perform(matches: &ArgMatches) -> Result<(), ToolError> {
     let (input, output) = (path("input"), path("output"));
     let overrides = overrides(matches);
     let quiet = matches.get_flag("quiet");
-    let written = if input == Path::new("-") {
+    let is_stdin = input == Path::new("-");
+    let (storage, name) = match is_stdin {
+        true => (Path::new("/dev/stdin"), Path::new("standard input")),
+        false => (input, input),
+    };
+    if is_same(storage, output) {
+        return Err(ToolError::Refused(format!(
+            "{}: is what is read from, {}: the metadata would replace the text",
+            output.display(),
+            name.display()
+        )));
+    }
+    let restored = if is_stdin {
         let image = Image::open(output, Access::Write)?;
         let mut stdin = BufReader::with_capacity(BUFFER_BYTES, std::io::stdin().lock());
-        restore::restore(&mut stdin, None, &image, &overrides, quiet)?
+        restore::restore(&mut stdin, None, &image, &overrides, quiet)
     } else {
         let failed = |source| ToolError::File {
             path: input.to_owned(),
@@ -74,8 +87,8 @@ fn perform(matches: &ArgMatches) -> Result<(), ToolError> {
         let image = Image::open(output, Access::Write)?;
         let mut file = BufReader::with_capacity(BUFFER_BYTES, file);
         restore::restore(&mut file, Some(bytes), &image, &overrides, quiet)
-            .map_err(|error| in_file(input, error))?
     };
+    let written = restored.map_err(|error| in_file(name, error).on(output))?;
     if matches.get_flag("json") {
         print(&serde_json::json!(written))?;
     }

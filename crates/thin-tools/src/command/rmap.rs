@@ -42,7 +42,8 @@ fn perform(call: &Invocation<'_>, matches: &ArgMatches) -> Result<(), ToolError>
         .map(|regions| regions.cloned().collect())
         .unwrap_or_default();
     let opened = open(call, matches)?;
-    let found = rmap::rmap(&opened.source, &regions, matches.get_flag("quiet"))?;
+    let found = rmap::rmap(&opened.source, &regions, matches.get_flag("quiet"))
+        .map_err(|error| error.on(&opened.path))?;
     to_stdout(|out| match matches.get_flag("json") {
         true => {
             serde_json::to_writer_pretty(&mut *out, &rmap::json(&found))

@@ -7,6 +7,7 @@ use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 use super::options::{json_arg, quiet_arg};
 use super::output::{exit_code, print, tell};
 use super::{Invocation, Parsed, parse};
+use crate::same::is_same;
 use crate::{RootChoice, Source, ToolError, trim};
 
 /// Runs it.
@@ -50,11 +51,19 @@ fn perform(call: &Invocation<'_>, matches: &ArgMatches) -> Result<(), ToolError>
     };
     let quiet = matches.get_flag("quiet");
     let json = matches.get_flag("json");
-    let source = Source::open(&path("metadata-dev"), RootChoice::Live)?;
+    let (metadata, data) = (path("metadata-dev"), path("data-dev"));
+    if is_same(&metadata, &data) {
+        return Err(ToolError::Refused(format!(
+            "{}: is the metadata device too, {}",
+            data.display(),
+            metadata.display()
+        )));
+    }
+    let source = Source::open(&metadata, RootChoice::Live)?;
     if source.superblock().needs_check() {
         return Err(ToolError::Refused(format!(
             "{}: the metadata is marked as to be checked: run check first",
-            path("metadata-dev").display()
+            metadata.display()
         )));
     }
     let discard = |file: &std::fs::File, from, len| call.host.discard(file, from, len);
@@ -65,7 +74,8 @@ fn perform(call: &Invocation<'_>, matches: &ArgMatches) -> Result<(), ToolError>
             ));
         }
     };
-    let done = trim::trim(&source, &path("data-dev"), &discard, quiet, &mut each)?;
+    let done = trim::trim(&source, &data, &discard, quiet, &mut each)
+        .map_err(|error| error.on(&metadata))?;
     if json {
         print(&serde_json::json!(done))?;
     }

@@ -7,6 +7,7 @@ use thinmap_persistent_data::{
 };
 use thinmap_thin_metadata::DeviceDetails;
 
+use super::on;
 use super::rescue::{Leaf, Rescued, Volume};
 use super::superblock::TIME_MAX;
 use super::tree;
@@ -43,12 +44,11 @@ impl<'a> Output<'a> {
         let block = self.next;
         if block >= self.image.blocks().min(METADATA_BLOCKS_MAX) {
             let blocks = self.image.blocks();
-            return Err(MetadataError::new(
-                ErrorKind::NoSpace(Space::Metadata),
-                format!(
-                    "the output is too small: {blocks} blocks are full and there is more to write"
-                ),
-            ));
+            let what = format!(
+                "the output is too small: {blocks} blocks are full and there is more to write"
+            );
+            let error = MetadataError::new(ErrorKind::NoSpace(Space::Metadata), what);
+            return Err(on(self.image, &error));
         }
         seal(kind, block, bytes);
         self.buffer.extend_from_slice(&bytes[..]);
@@ -63,10 +63,8 @@ impl<'a> Output<'a> {
     pub(super) fn flush(&mut self) -> Result<()> {
         let first = self.next - (self.buffer.len() / META_BLOCK_SIZE) as u64;
         self.image.write_run(first, &self.buffer).map_err(|e| {
-            MetadataError::io(
-                e,
-                format!("cannot write to the output from block {first} on"),
-            )
+            let what = format!("cannot write to the output from block {first} on");
+            on(self.image, &MetadataError::io(e, what))
         })?;
         self.buffer.clear();
         Ok(())
@@ -144,7 +142,7 @@ impl<'a> Writer<'a> {
     fn read(&self, block: u64) -> Result<Box<BlockBytes>> {
         read_node(self.input, block).ok_or_else(|| {
             let what = "could be read before and no longer can";
-            MetadataError::corrupt(block, what)
+            on(self.input, &MetadataError::corrupt(block, what))
         })
     }
 
@@ -153,13 +151,14 @@ impl<'a> Writer<'a> {
         match self.copies.get(block as usize) {
             Some(0) => {}
             Some(copy) => return Ok(u64::from(*copy)),
-            None => return Err(MetadataError::corrupt(block, "lies past the end")),
+            None => {
+                let error = MetadataError::corrupt(block, "lies past the end");
+                return Err(on(self.input, &error));
+            }
         }
         if depth > 16 || walk.blocks.role(block) != Some(Role::Mappings) {
-            return Err(MetadataError::corrupt(
-                block,
-                "is no node of a mapping tree",
-            ));
+            let error = MetadataError::corrupt(block, "is no node of a mapping tree");
+            return Err(on(self.input, &error));
         }
         let mut bytes = self.read(block)?;
         let node = Node(&bytes);

@@ -61,7 +61,7 @@ pub fn repair(input: &Image, output: &Image, options: &RepairOptions) -> Result<
         mut superblock,
         origin,
         mut known,
-    } = superblock::find(&mut candidates, &scan, options)?;
+    } = superblock::find(&mut candidates, &scan, options).map_err(|e| on(input, &e))?;
     // Candidates gave blocks roles that they may not have in the pool that was chosen.
     drop(candidates);
     let mut walk = Walk::new(input, blocks, &findings, &progress);
@@ -73,7 +73,7 @@ pub fn repair(input: &Image, output: &Image, options: &RepairOptions) -> Result<
     let time_at_end = superblock::settle_times(&mut superblock, &mut rescued, writer.time());
     let (top, details) = writer.volumes(&rescued, &roots)?;
     let (used, data_end) = writer.finish()?;
-    superblock::cover(&mut superblock, data_end, origin, options)?;
+    superblock::cover(&mut superblock, data_end, origin, options).map_err(|e| on(input, &e))?;
     let mut report = report::of(&rescued, &superblock, origin);
     report.time_at_end = time_at_end;
     let told = report.volumes.iter().map(|volume| volume.id);
@@ -94,11 +94,21 @@ pub fn repair(input: &Image, output: &Image, options: &RepairOptions) -> Result<
     output
         .write(&[(MetaBlock(0), &sealed)])
         .and_then(|()| output.flush())
-        .map_err(|e| MetadataError::io(e, "cannot write the superblock of the output"))?;
+        .map_err(|e| {
+            on(
+                output,
+                &MetadataError::io(e, "cannot write the superblock of the output"),
+            )
+        })?;
     drop(walk);
     report.damage = findings.into_report().findings;
     verify(output, options.quiet)?;
     Ok(report)
+}
+
+/// The error with the path of the one of the two images that it is about.
+fn on(image: &Image, error: &MetadataError) -> MetadataError {
+    MetadataError::new(error.kind(), format!("{}: {error}", image.path().display()))
 }
 
 /// An interrupted repair must not look like a pool.
@@ -107,7 +117,7 @@ fn drop_old_superblock(output: &Image) -> Result<()> {
     output
         .write(&[(MetaBlock(0), &zeroes)])
         .and_then(|()| output.flush())
-        .map_err(|e| MetadataError::io(e, "cannot write to the output"))
+        .map_err(|e| on(output, &MetadataError::io(e, "cannot write to the output")))
 }
 
 /// What was written is read back and checked.
@@ -115,10 +125,10 @@ fn verify(output: &Image, quiet: bool) -> Result<()> {
     let outcome = check(output, RootChoice::Live, Depth::All, quiet);
     match outcome.report.findings.first() {
         None => Ok(()),
-        Some(finding) => Err(MetadataError::new(
-            ErrorKind::Corrupt,
-            format!("the output is not right, do not use it: {finding}"),
-        )),
+        Some(finding) => {
+            let what = format!("the output is not right, do not use it: {finding}");
+            Err(on(output, &MetadataError::new(ErrorKind::Corrupt, what)))
+        }
     }
 }
 

@@ -10,7 +10,7 @@ use thinmap_persistent_data::{
 use thinmap_thin_metadata::Superblock;
 
 use super::copy::Output;
-use super::{add_trees, first_finding, tree};
+use super::{add_trees, first_finding, on, tree};
 use crate::Progress;
 use crate::check::Findings;
 use crate::image::Image;
@@ -34,10 +34,8 @@ pub(super) fn write(
     let nr_data = superblock.data_space_map.nr_blocks;
     let chunks = nr_data.div_ceil(ENTRIES_PER_BITMAP);
     if chunks > METADATA_BLOCKS_MAX {
-        return Err(MetadataError::new(
-            ErrorKind::Inval,
-            format!("{nr_data} data blocks are more than metadata can describe"),
-        ));
+        let what = format!("{nr_data} data blocks are more than metadata can describe");
+        return Err(on(output, &MetadataError::new(ErrorKind::Inval, what)));
     }
     walk.data = Some(DataCounts::new(nr_data, 0, chunks));
     add_trees(&mut walk, superblock);
@@ -47,7 +45,10 @@ pub(super) fn write(
     drop(walk);
     match first_finding(findings) {
         None => Ok(()),
-        Some(finding) => Err(MetadataError::new(ErrorKind::Corrupt, finding.to_string())),
+        Some(finding) => {
+            let error = MetadataError::new(ErrorKind::Corrupt, finding.to_string());
+            Err(on(output, &error))
+        }
     }
 }
 

@@ -10,7 +10,7 @@ mod xml;
 
 use std::io::BufRead;
 
-use thinmap_persistent_data::MetadataDevice;
+use thinmap_persistent_data::{ErrorKind, MetadataDevice};
 
 use crate::dump::{Overrides, PoolFacts};
 use crate::{Progress, ToolError};
@@ -52,7 +52,15 @@ pub fn restore(
             (Event::Run(run), Some(pool)) => pool.run(&run),
             (Event::EndDevice, Some(pool)) => pool.end_device(),
         };
-        outcome.map_err(|error| xml.at(error))?;
+        outcome.map_err(|error| match error {
+            // The device's fault, not that of the text.
+            ToolError::Metadata(error)
+                if matches!(error.kind(), ErrorKind::Io | ErrorKind::NoSpace(_)) =>
+            {
+                error.into()
+            }
+            other => xml.at(other),
+        })?;
     }
     let pool = pool.ok_or_else(|| xml.wrong("the end without a superblock"))?;
     pool.finish()

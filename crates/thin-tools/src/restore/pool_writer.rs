@@ -1,7 +1,9 @@
 //! A whole pool's metadata written at one go, from volumes and runs of mappings that come in order.
 //!
-//! Memory: 40 bytes for each volume, and the data blocks' reference counts (a quarter of a byte for each
+//! Memory: 60 bytes for each volume, and the data blocks' reference counts (a quarter of a byte for each
 //! block near one in use).
+
+use std::collections::HashSet;
 
 use thinmap_persistent_data::bulk::{BulkCounts, BulkTree, BulkWriter, write_metadata_space_map};
 use thinmap_persistent_data::{Block4k, ErrorKind, MetadataDevice, MetadataError, SpaceMapRoot};
@@ -51,6 +53,7 @@ pub struct PoolWriter<'a> {
     facts: PoolFacts,
     data: BulkCounts,
     volumes: Vec<(u64, u64, DeviceDetails)>,
+    ids: HashSet<u64>,
     open: Option<OpenVolume>,
     mappings: u64,
 }
@@ -97,6 +100,7 @@ impl<'a> PoolWriter<'a> {
             facts: *facts,
             data: BulkCounts::new(facts.nr_data_blocks),
             volumes: Vec::new(),
+            ids: HashSet::new(),
             open: None,
             mappings: 0,
         })
@@ -105,13 +109,16 @@ impl<'a> PoolWriter<'a> {
     /// Begins a volume. Volumes may come in any order.
     ///
     /// # Errors
-    /// `Refused`: no such id is possible.
+    /// `Refused`: no such id is possible, or it is there already.
     pub fn begin_device(&mut self, facts: &VolumeFacts) -> Result<(), ToolError> {
         if self.open.is_some() {
             return refuse(format!("volume {} begins inside of another", facts.id));
         }
         if facts.id > ID_MAX {
             return refuse(format!("id {} needs more than 24 bits", facts.id));
+        }
+        if !self.ids.insert(facts.id) {
+            return refuse(format!("volume {} is there twice", facts.id));
         }
         self.open = Some(OpenVolume {
             facts: *facts,
@@ -192,15 +199,12 @@ impl<'a> PoolWriter<'a> {
     /// Writes the rest, last the superblock.
     ///
     /// # Errors
-    /// `Refused`: two volumes have one id. `Metadata`.
+    /// `Refused`: a volume does not end. `Metadata`.
     pub fn finish(mut self) -> Result<Written, ToolError> {
         if let Some(open) = &self.open {
             return refuse(format!("volume {} does not end", open.facts.id));
         }
         self.volumes.sort_by_key(|(id, _, _)| *id);
-        if let Some(pair) = self.volumes.windows(2).find(|pair| pair[0].0 == pair[1].0) {
-            return refuse(format!("volume {} is there twice", pair[0].0));
-        }
         let out = &mut self.out;
         let mut roots = BulkTree::<8>::default();
         for (id, root, _) in &self.volumes {
