@@ -152,8 +152,16 @@ fn made_up_details_take_every_mapping_as_shared() {
         if superblock_lost {
             case.zero(0);
         }
-        let report = case.repair();
+        let options = RepairOptions {
+            transaction_id: Some(9),
+            ..RepairOptions::default()
+        };
+        let report = case.repair_with(&options);
         assert!(report.volumes.iter().all(|volume| volume.details_lost));
+        let source = Source::open(&case.output, RootChoice::Live).unwrap();
+        let volumes = source.volumes().unwrap();
+        assert!(volumes.iter().all(|v| v.details.transaction_id == 9));
+        drop(source);
         let (time, volumes) = case.times();
         assert!(!volumes.is_empty());
         let newest = volumes.iter().map(|v| v.1).max().unwrap();

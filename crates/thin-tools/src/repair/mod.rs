@@ -65,8 +65,8 @@ pub fn repair(input: &Image, output: &Image, options: &RepairOptions) -> Result<
     // Candidates gave blocks roles that they may not have in the pool that was chosen.
     drop(candidates);
     let mut walk = Walk::new(input, blocks, &findings, &progress);
-    let mut rescued = rescue::rescue(&mut walk, &scan, &superblock, &scratch);
     superblock::adjust(&mut superblock, options);
+    let mut rescued = rescue::rescue(&mut walk, &scan, &superblock, &scratch);
     drop_old_superblock(output)?;
     let mut writer = copy::Writer::new(&walk, output);
     let roots = writer.mappings(&rescued, &walk)?;
