@@ -130,7 +130,12 @@ fn wrong_command_lines_name_what_is_wrong() {
         ("thinmap delta --thin1 1 --thin2 9 meta.img", "volume 9"),
         ("thinmap delta --thin1 1 meta.img", "--thin2"),
         ("thinmap restore -i pool.xml -o nosuch.img", "nosuch.img"),
-        ("thinmap restore -i meta.img -o meta.img", "no XML"),
+        (
+            "cp meta.img copy.img; thinmap restore -i meta.img -o copy.img",
+            "no XML",
+        ),
+        ("thinmap restore -i meta.img -o meta.img", "is what is read"),
+        ("thinmap dump -o meta.img meta.img", "is what is read"),
         (
             "truncate -s 64K small.img; thinmap restore -i pool.xml -o small.img; thinmap dump small.img; truncate -s 16K small.img; thinmap restore -i pool.xml -o small.img",
             "does not fit",
