@@ -110,8 +110,7 @@ fn serve(config: &Config, link: Option<Arc<KeeperLink>>) -> Result<(), RunError>
     let mut server = claim(config, link.as_deref())?;
     server.admit_whom_the_mode_admits(access.administrators.is_some());
     prepare_process(config);
-    let begins = link.as_ref().is_none_or(|link| link.generation() == 0);
-    if begins {
+    if !is_successor {
         block_node::clean_stale(&config.run_dir);
     }
     let (daemon, nbd) = build(config, link.clone(), &access)?;
@@ -124,7 +123,12 @@ fn serve(config: &Config, link: Option<Arc<KeeperLink>>) -> Result<(), RunError>
         }
         started => started?,
     };
-    access.grant_sockets(&config.run_dir)?;
+    match access.grant_sockets(&config.run_dir) {
+        Err(error) if is_successor => {
+            tracing::error!(%error, "[access] only root and the daemon's user are let in");
+        }
+        granted => granted?,
+    }
     let running = server.start(daemon.clone())?;
     watch_threads(&daemon, config.file.continuity.hang_secs)?;
     if let Some(link) = &link {

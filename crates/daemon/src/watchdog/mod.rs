@@ -82,6 +82,7 @@ fn watch(daemon: &Weak<Daemon>, period: Duration, keeper: Option<&Keeper>) {
                 if pulses().iter().any(is_same) {
                     std::process::abort();
                 }
+                continue;
             }
         }
         findings.iter().for_each(|found| tell(found, keeper));
