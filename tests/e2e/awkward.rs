@@ -1,9 +1,9 @@
 //! Deaths, upgrades and ends at awkward moments: commands that wait, a full run directory, a broken configuration, a backing that is
 //! not there, a binary that cannot be started.
 
-use std::process::{Child, Stdio};
+use std::process::Stdio;
 
-use crate::world::{World, can_make_block_devices, kill_and_wait};
+use crate::world::{Ended, World, can_make_block_devices, kill_and_wait};
 
 fn world() -> World {
     let world = World::new();
@@ -15,16 +15,16 @@ fn world() -> World {
     world
 }
 
-fn start(world: &World, script: &str) -> Child {
+fn start(world: &World, script: &str) -> Ended {
     let mut bash = world.command("bash");
     bash.args(["-c", script])
         .stdout(Stdio::null())
         .stderr(Stdio::null());
-    bash.spawn().expect("bash runs")
+    Ended(bash.spawn().expect("bash runs"))
 }
 
 /// A write to `up` that waits below it, and a suspend of `up` that waits for the write.
-fn a_suspend_that_waits(world: &World) -> [Child; 2] {
+fn a_suspend_that_waits(world: &World) -> [Ended; 2] {
     world.sh("dmsetup suspend low");
     let write = start(world, "dd if=/dev/zero of=$M/up bs=4k count=1 oflag=direct");
     world.sh("sleep 0.5");
@@ -41,10 +41,10 @@ fn an_upgrade_does_not_wait_for_a_command_that_waits() {
     let world = world();
     let [mut write, mut suspend] = a_suspend_that_waits(&world);
     world.sh("timeout 60 thinmap upgrade");
-    assert!(!suspend.wait().expect("dmsetup").success());
-    assert!(write.try_wait().expect("dd").is_none(), "it waits still");
+    assert!(!suspend.0.wait().expect("dmsetup").success());
+    assert!(write.0.try_wait().expect("dd").is_none(), "it waits still");
     world.sh("timeout 20 dmsetup resume low");
-    assert!(write.wait().expect("dd").success());
+    assert!(write.0.wait().expect("dd").success());
     world.sh("dmsetup remove up low other");
     world.end();
 }
@@ -58,7 +58,7 @@ fn a_stop_by_force_does_not_wait_for_a_command_that_waits() {
     let children = a_suspend_that_waits(&world);
     world.sh("timeout 60 thinmap stop --force");
     for mut child in children {
-        child.wait().expect("it ends");
+        child.0.wait().expect("it ends");
     }
     let left = world.leftovers();
     assert!(left.is_empty(), "{left:#?}");
@@ -72,7 +72,7 @@ fn a_removal_that_waits_keeps_no_command_from_other_devices() {
     }
     let world = world();
     world.sh("dmsetup suspend --noflush --nolockfs low");
-    let mut client = start(
+    let client = start(
         &world,
         "nbdcopy \"nbd+unix:///up?socket=$RUN/nbd.sock\" null:",
     );
@@ -80,9 +80,8 @@ fn a_removal_that_waits_keeps_no_command_from_other_devices() {
     let mut suspend = start(&world, "dmsetup suspend --noflush --nolockfs up");
     world.sh("sleep 0.5
          timeout 10 dmsetup info other; timeout 10 dmsetup ls; timeout 10 dmsetup resume low");
-    suspend.wait().expect("dmsetup");
-    let _ = client.kill();
-    client.wait().expect("nbdcopy");
+    suspend.0.wait().expect("dmsetup");
+    drop(client);
     world.sh(
         "until ! dmsetup info up 2>/dev/null; do dmsetup resume up || true; sleep 0.1; done
          dmsetup remove low other",

@@ -1,7 +1,7 @@
 //! The daemon dies, or is replaced, under a mounted file system: nobody sees an error, nothing is lost.
 
 use std::os::fd::OwnedFd;
-use std::process::{Child, Stdio};
+use std::process::Stdio;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -10,7 +10,7 @@ use rand::{Rng, SeedableRng};
 use rustix::fs::{Mode, OFlags};
 use thinmap_runtime::IoBuf;
 
-use crate::world::{World, can_make_block_devices, kill_and_wait};
+use crate::world::{Ended, World, can_make_block_devices, kill_and_wait};
 
 const SECTORS: u64 = 2_097_152;
 
@@ -173,16 +173,6 @@ fn verify_over_nbd(world: &World, stop: &AtomicBool) {
                          --bsrange=4k-64k --iodepth=8 --verify=crc32c --verify_fatal=1 > net.out 2>&1 && exit 0
                      grep -q 'nbd_connect_uri: handshake' net.out || break
                  done; cat net.out >&2; exit 1");
-    }
-}
-
-/// A child that does not outlive its user.
-struct Ended(Child);
-
-impl Drop for Ended {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
     }
 }
 

@@ -4,7 +4,7 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use crate::spin::spin_in_a_turn;
-use crate::world::{World, can_make_block_devices, kill_and_wait};
+use crate::world::{Ended, World, can_make_block_devices, kill_and_wait};
 
 const LOAD: &[&str] = &[
     "--bsrange=4k-16k",
@@ -45,24 +45,25 @@ fn a_thread_that_hangs_ends_the_daemon_three_times_an_hour_and_nobody_sees_an_er
     let world = world(3, true);
     // A round takes longer than the test: it verifies what it wrote, round after round, until it is told to end.
     let seconds = ["--runtime=30"];
-    let mut load = crate::fio::verify(&world, "lin", &[LOAD, &seconds].concat());
+    let load = crate::fio::verify(&world, "lin", &[LOAD, &seconds].concat());
+    let mut load = Ended(load);
     for _ in 0..3 {
         let pid = world.daemon_pid().expect("a daemon");
         spin_in_a_turn(pid, "thinmap-fuse");
         wait_for(&world, "next daemon", || {
             world.daemon_pid().is_some_and(|next| next != pid)
         });
-        assert!(load.try_wait().expect("fio").is_none(), "the load ended");
+        assert!(load.0.try_wait().expect("fio").is_none(), "the load ended");
     }
     let log = world.daemon_log();
     assert_eq!(log.matches("This daemon hangs").count(), 3, "{log}");
     assert!(log.contains("thread thinmap-fuse"), "{log}");
-    let status = load.wait().expect("fio");
+    let status = load.0.wait().expect("fio");
     assert!(status.success(), "{}", world.daemon_log());
 
     // One queue thread less, and a daemon that says so, is better than no daemon.
     let pid = world.daemon_pid().expect("a daemon");
-    let mut load = read_for_ever(&world);
+    let load = read_for_ever(&world);
     spin_in_a_turn(pid, "thinmap-fuse");
     wait_for(&world, "word of it", || {
         world.daemon_log().contains("has not helped often enough")
@@ -70,14 +71,13 @@ fn a_thread_that_hangs_ends_the_daemon_three_times_an_hour_and_nobody_sees_an_er
     assert_eq!(world.daemon_pid(), Some(pid));
     // The next daemon has it all.
     kill_and_wait(pid);
-    let _ = load.kill();
-    load.wait().expect("dd");
+    drop(load);
     world.sh("timeout 60 dd if=$M/lin of=/dev/null bs=1M iflag=direct; dmsetup remove lin");
     world.end();
 }
 
 /// Reads on the device, several at once, so that every queue thread has turns.
-fn read_for_ever(world: &World) -> std::process::Child {
+fn read_for_ever(world: &World) -> Ended {
     let device = world.dev_dir().join("lin");
     let mut fio = world.command("fio");
     fio.args(["--name=read", "--direct=1", "--ioengine=libaio"])
@@ -86,7 +86,7 @@ fn read_for_ever(world: &World) -> std::process::Child {
         .arg(format!("--filename={}", device.display()))
         .stdout(Stdio::null())
         .stderr(Stdio::null());
-    fio.spawn().expect("fio runs")
+    Ended(fio.spawn().expect("fio runs"))
 }
 
 #[test]
@@ -96,7 +96,7 @@ fn a_daemon_without_a_keeper_says_that_it_hangs_and_goes_on() {
         return;
     }
     let world = world(2, false);
-    let mut load = read_for_ever(&world);
+    let load = read_for_ever(&world);
     let pid = world.daemon_pid().expect("a daemon");
     spin_in_a_turn(pid, "thinmap-fuse");
     wait_for(&world, "word of it", || {
@@ -104,8 +104,7 @@ fn a_daemon_without_a_keeper_says_that_it_hangs_and_goes_on() {
     });
     assert_eq!(world.daemon_pid(), Some(pid));
     kill_and_wait(pid);
-    let _ = load.kill();
-    load.wait().expect("fio");
+    drop(load);
     // Cleans up what the dead one left.
     world.sh("dmsetup ls");
     world.end();
@@ -131,7 +130,7 @@ fn a_stop_by_force_does_not_wait_for_a_thread_that_hangs() {
         return;
     }
     let world = world(2, true);
-    let mut load = read_for_ever(&world);
+    let load = read_for_ever(&world);
     let pid = world.daemon_pid().expect("a daemon");
     spin_in_a_turn(pid, "thinmap-fuse");
     // Cut off, as the daemon ends without order.
@@ -142,8 +141,7 @@ fn a_stop_by_force_does_not_wait_for_a_thread_that_hangs() {
             .status
             .success()
     });
-    let _ = load.kill();
-    load.wait().expect("fio");
+    drop(load);
     // Cleans up what it left.
     world.sh("dmsetup ls");
     world.end();

@@ -1,7 +1,7 @@
 //! A world for one test: its own daemon, directories and files, all gone at the end.
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 
 /// Where a test lives.
 pub struct World {
@@ -309,6 +309,16 @@ impl Drop for World {
             .args(["-l", &format!("{own}/run/fuse")])
             .stderr(Stdio::null())
             .status();
+    }
+}
+
+/// A child that does not outlive its user, also when a test fails.
+pub struct Ended(pub Child);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
     }
 }
 

@@ -54,7 +54,7 @@ pub fn run(options: &DaemonOptions) -> anyhow::Result<i32> {
         .log_internal_errors(false)
         .init();
     options.paths.make_run_dir()?;
-    let is_successor = link.as_ref().is_some_and(|link| link.generation() > 0);
+    let is_successor = link.as_ref().is_some_and(|link| link.is_successor());
     let file = read_config(options, is_successor)?;
     let config = thinmap_daemon::Config {
         run_dir: options.paths.run_dir.clone(),

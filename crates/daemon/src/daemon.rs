@@ -57,10 +57,10 @@ pub(crate) enum Ending {
 /// The way to the daemon's end.
 #[derive(Default)]
 pub(crate) struct Stopping {
+    /// Some end was asked for; what is not a `stop` is an upgrade.
     flag: AtomicBool,
-    force: AtomicBool,
-    upgrade: AtomicBool,
     stop: AtomicBool,
+    force: AtomicBool,
     lock: Mutex<()>,
     changed: Condvar,
 }
@@ -81,7 +81,6 @@ impl Stopping {
 
     /// Asks for an end that leaves everything to a successor.
     pub(crate) fn begin_upgrade(&self) {
-        self.upgrade.store(true, Ordering::Release);
         self.end();
     }
 
@@ -94,7 +93,7 @@ impl Stopping {
         self.ending()
     }
 
-    /// What was asked for last and counts.
+    /// What counts of what was asked for.
     pub(crate) fn ending(&self) -> Ending {
         if !self.stop.load(Ordering::Acquire) {
             return Ending::Upgrade;

@@ -71,7 +71,7 @@ pub enum RunError {
 /// Does not return when it leaves everything to a successor.
 pub fn run(config: &Config, link: Option<Arc<KeeperLink>>) -> Result<(), RunError> {
     make_private_directory(&config.run_dir)?;
-    let is_successor = link.as_ref().is_some_and(|link| link.generation() > 0);
+    let is_successor = link.as_ref().is_some_and(|link| link.is_successor());
     if is_successor {
         abort_when_main_panics();
         return match serve(config, link) {
@@ -98,15 +98,8 @@ fn abort_when_main_panics() {
 }
 
 fn serve(config: &Config, link: Option<Arc<KeeperLink>>) -> Result<(), RunError> {
-    let is_successor = link.as_ref().is_some_and(|link| link.generation() > 0);
-    let access = match config.file.access.resolve() {
-        // Whoever was let in is locked out, and nobody's devices go.
-        Err(error) if is_successor => {
-            tracing::error!(%error, "[access] cannot be had as it is now: only root and the daemon's user are let in");
-            Access::default()
-        }
-        resolved => resolved?,
-    };
+    let is_successor = link.as_ref().is_some_and(|link| link.is_successor());
+    let access = can_do_without(is_successor, NO_ACCESS, config.file.access.resolve())?;
     let mut server = claim(config, link.as_deref())?;
     server.admit_whom_the_mode_admits(access.administrators.is_some());
     prepare_process(config);
@@ -116,19 +109,12 @@ fn serve(config: &Config, link: Option<Arc<KeeperLink>>) -> Result<(), RunError>
     let (daemon, nbd) = build(config, link.clone(), &access)?;
     let signals = watch_signals(&daemon)?;
     daemon.after_bring_back();
-    *daemon.nbd.write() = match start_nbd(&daemon, nbd) {
-        Err(error) if is_successor => {
-            tracing::error!(%error, "no NBD: its clients are cut off until the next upgrade or start");
-            None
-        }
-        started => started?,
-    };
-    match access.grant_sockets(&config.run_dir) {
-        Err(error) if is_successor => {
-            tracing::error!(%error, "[access] only root and the daemon's user are let in");
-        }
-        granted => granted?,
-    }
+    *daemon.nbd.write() = can_do_without(is_successor, NO_NBD, start_nbd(&daemon, nbd))?;
+    can_do_without(
+        is_successor,
+        NO_ACCESS,
+        access.grant_sockets(&config.run_dir),
+    )?;
     let running = server.start(daemon.clone())?;
     watch_threads(&daemon, config.file.continuity.hang_secs)?;
     if let Some(link) = &link {
@@ -188,6 +174,21 @@ fn serve(config: &Config, link: Option<Arc<KeeperLink>>) -> Result<(), RunError>
     Ok(())
 }
 
+/// What a first daemon fails for a successor says, and does without: the devices that are in use must not go for it.
+fn can_do_without<T: Default, E: std::fmt::Display>(
+    is_successor: bool,
+    without: &str,
+    had: Result<T, E>,
+) -> Result<T, E> {
+    match had {
+        Err(error) if is_successor => {
+            tracing::error!(%error, "{without}");
+            Ok(T::default())
+        }
+        had => had,
+    }
+}
+
 /// Claims the run directory, or goes on with the claim of the last daemon.
 fn claim(config: &Config, link: Option<&KeeperLink>) -> Result<Server, RunError> {
     let path = config.run_dir.join("control.sock");
@@ -229,13 +230,8 @@ fn build(
     for note in &notes {
         tracing::warn!("{note}");
     }
-    let nbd = match open_nbd(config, link.as_deref()) {
-        Err(error) if link.as_ref().is_some_and(|link| link.generation() > 0) => {
-            tracing::error!(%error, "no NBD: its clients are cut off until the next upgrade or start");
-            None
-        }
-        opened => opened?,
-    };
+    let is_successor = link.as_ref().is_some_and(|link| link.is_successor());
+    let nbd = can_do_without(is_successor, NO_NBD, open_nbd(config, link.as_deref()))?;
     let devices = Arc::new(Devices::default());
     let spawner = Arc::new(ThreadSpawner::new());
     let env = Arc::new(Environment {
@@ -459,6 +455,10 @@ fn watch_signals(daemon: &Arc<Daemon>) -> Result<signal_hook::iterator::Handle, 
         .map_err(system)?;
     Ok(handle)
 }
+
+const NO_ACCESS: &str =
+    "[access] cannot be had as it is now: only root and the daemon's user are let in";
+const NO_NBD: &str = "no NBD: its clients are cut off until the next upgrade or start";
 
 /// Before the keeper's memory that nobody has taken is let go.
 fn watch_threads(daemon: &Arc<Daemon>, hang_secs: u32) -> Result<(), RunError> {

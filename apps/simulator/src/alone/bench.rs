@@ -360,8 +360,10 @@ impl Bench {
             media
         };
         self.disks.iter().for_each(|disk| disk.cut_power());
-        let (died, kept) = (false, None);
-        End { media, died, kept }
+        End {
+            media,
+            ..End::default()
+        }
     }
 
     /// The daemon dies.

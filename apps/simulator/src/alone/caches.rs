@@ -28,8 +28,7 @@ impl Plan {
                 "7:0 7:1 7:2 {block} {count} {format}{mode}{policy}"
             ));
         }
-        self.others = lines.split_off(1);
-        self.line = ("cache", lines.remove(0));
+        self.take_lines("cache", lines);
         self.victim = rng.random_range(0..3);
     }
 
@@ -68,8 +67,7 @@ impl Plan {
             let block = grain * SECTOR as u64;
             lines.push(format!("s 7:0 7:1 {block} {count} {options}"));
         }
-        self.others = lines.split_off(1);
-        self.line = ("writecache", lines.remove(0));
+        self.take_lines("writecache", lines);
         self.victim = rng.random_range(0..2);
     }
 
@@ -115,6 +113,12 @@ impl Plan {
         // As in a kernel a block that was under way when the power was cut, or whose write failed in part, may have the wrong tag.
         self.may_lack_tags = mode != "J";
         self.is_direct = mode == "D";
+    }
+
+    /// One of these, or others in its place.
+    fn take_lines(&mut self, target: &'static str, mut lines: Vec<String>) {
+        self.others = lines.split_off(1);
+        self.line = (target, lines.remove(0));
     }
 
     /// Requests are multiples of so many sectors.

@@ -365,18 +365,23 @@ impl Desk {
         if let Err(error) = cleaner.and_then(|()| self.resume("main")) {
             self.bench.fail(format!("no cleaner: {error}"));
         }
+        self.wait_until("never clean", &|| {
+            self.status("main").split(' ').nth(DIRTY) == Some("0")
+        });
+        (!self.bench.failed()).then_some("7:2 0")
+    }
+
+    /// Steps until it is so, or the run has failed.
+    fn wait_until(&self, never: &str, is_so: &dyn Fn() -> bool) {
         for _ in 0..100_000 {
-            let status = self.status("main");
-            if status.split(' ').nth(DIRTY) == Some("0") {
-                return Some("7:2 0");
+            if is_so() || self.bench.failed() {
+                return;
             }
-            if self.bench.failed() || !self.bench.step(None) {
+            if !self.bench.step(None) {
                 break;
             }
         }
-        self.bench
-            .fail(format!("never clean: {}", self.status("main")));
-        None
+        self.bench.fail(format!("{never}: {}", self.status("main")));
     }
 
     fn written_back_to(&self) -> Option<&'static str> {
@@ -431,18 +436,7 @@ impl Desk {
             let (have, all) = words[legs + 1].split_once('/').unwrap_or(("", ""));
             have == all
         };
-        let wait = || {
-            for _ in 0..100_000 {
-                if is_idle() || self.bench.failed() {
-                    return;
-                }
-                if !self.bench.step(None) {
-                    break;
-                }
-            }
-            self.bench
-                .fail(format!("never settles: {}", self.status("main")));
-        };
+        let wait = || self.wait_until("never settles", &is_idle);
         wait();
         if check && raid && !self.bench.failed() {
             let _ = self.message("check");

@@ -90,6 +90,11 @@ impl KeeperLink {
         self.beginning.generation
     }
 
+    /// Whether there was a daemon before this one, whose devices are in use.
+    pub fn is_successor(&self) -> bool {
+        self.generation() > 0
+    }
+
     /// Takes what an earlier daemon had kept under a name.
     pub fn take(&self, name: &str) -> Option<OwnedFd> {
         self.held.lock().remove(name).map(|held| held.fd)

@@ -18,7 +18,6 @@ use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use parking_lot::Mutex;
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use rustix::process::{Pid, Signal};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
@@ -134,16 +133,10 @@ impl Keeper {
                 Err(error) if self.generation == 0 => return Err(error),
                 Err(error) => {
                     tracing::error!(%error, binary = %self.binary.path.display(), "the next daemon cannot be started");
-                    if let Some(previous) = self.previous.take() {
-                        self.binary = previous;
+                    match self.did_not_come_up() {
+                        Some(reason) => return Ok(self.give_up(&reason)),
+                        None => continue,
                     }
-                    self.never_ready += 1;
-                    if self.never_ready >= STARTS_MAX {
-                        let reason = format!("{STARTS_MAX} daemons in a row did not come up");
-                        return Ok(self.give_up(&reason));
-                    }
-                    std::thread::sleep(RETRY_PAUSE * self.never_ready);
-                    continue;
                 }
             };
             if end.status.success() {
@@ -180,16 +173,8 @@ impl Keeper {
         tracing::error!(status = %end.status, "the daemon died: starting the next one, its devices wait");
         if end.ready {
             self.never_ready = 0;
-        } else {
-            self.never_ready += 1;
-            if let Some(previous) = self.previous.take() {
-                tracing::error!(binary = %previous.path.display(), "the upgrade does not come up: back to the binary before");
-                self.binary = previous;
-            }
-            std::thread::sleep(RETRY_PAUSE * self.never_ready);
-        }
-        if self.never_ready >= STARTS_MAX {
-            return Some(format!("{STARTS_MAX} daemons in a row did not come up"));
+        } else if let Some(reason) = self.did_not_come_up() {
+            return Some(reason);
         }
         let ContinuitySection { deaths_max, .. } = self.config.limits;
         let now = Instant::now();
@@ -200,6 +185,18 @@ impl Keeper {
             return Some(format!("{} deaths in {window} s", self.deaths.len()));
         }
         None
+    }
+
+    /// Makes ready for another try, after a while; a reason to give up, if there were enough.
+    fn did_not_come_up(&mut self) -> Option<String> {
+        self.never_ready += 1;
+        if let Some(previous) = self.previous.take() {
+            tracing::error!(binary = %previous.path.display(), "the upgrade does not come up: back to the binary before");
+            self.binary = previous;
+        }
+        std::thread::sleep(RETRY_PAUSE * self.never_ready);
+        (self.never_ready >= STARTS_MAX)
+            .then(|| format!("{STARTS_MAX} daemons in a row did not come up"))
     }
 
     /// Ends waiting: everything that is held is let go, so that who waits for a device gets an error.
@@ -400,7 +397,7 @@ impl Keeper {
     }
 
     fn thaw(&self, number: Number, fd: OwnedFd, asked_by: AskedBy) {
-        let sender = self.sender.clone();
+        let (sender, fd) = (self.sender.clone(), Arc::new(fd));
         let thaw = move || {
             // EINVAL: an administrator thawed it.
             if let Err(errno) = freeze::thaw_mounted(&fd)
@@ -410,12 +407,9 @@ impl Keeper {
             }
             let _ = sender.send(Event::Thawed(asked_by, number));
         };
-        let thaw = Arc::new(Mutex::new(Some(thaw)));
-        let ours = thaw.clone();
-        let work = move || ours.lock().take().into_iter().for_each(|thaw| thaw());
         // Without a thread here and now: nobody else will.
-        if std::thread::Builder::new().spawn(work).is_err() {
-            thaw.lock().take().into_iter().for_each(|thaw| thaw());
+        if std::thread::Builder::new().spawn(thaw.clone()).is_err() {
+            thaw();
         }
     }
 }

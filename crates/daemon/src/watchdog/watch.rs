@@ -21,7 +21,8 @@ pub(super) struct Watch {
 
 struct Known {
     seen: PulseSeen,
-    used: Duration,
+    /// Processor time that it had had at the last look in this turn; `None` before the first one.
+    used: Option<Duration>,
     /// Looks in the same turn, asleep or running.
     stuck: u32,
     /// Looks in the same turn in which it waited for a device.
@@ -122,7 +123,7 @@ impl Watch {
             let finding = is_new.then(|| finding(Trouble::Gone, Duration::ZERO));
             return (Known::new(seen, true), finding);
         }
-        let before = match before {
+        let mut now = match before {
             Some(before) if seen.works && before.seen == seen => before,
             Some(before) if before.told => {
                 let over = finding(Trouble::Over, before.time(self.period));
@@ -130,17 +131,18 @@ impl Watch {
             }
             _ => return (Known::new(seen, false), None),
         };
-        let mut now = before;
         let Some(Activity { doing, used }) = activity(seen.thread) else {
             return (now, None);
         };
-        // What was used before its first look in this turn does not count.
-        let is_first = now.used.is_zero();
-        let share = used.saturating_sub(now.used);
-        now.used = used;
+        let share = now
+            .used
+            .replace(used)
+            .map(|before| used.saturating_sub(before));
         let stuck_before = now.stuck;
         match doing {
-            Doing::Runs if !is_first && share >= self.period / SHARE_MIN => now.stuck += 1,
+            Doing::Runs if share.is_some_and(|share| share >= self.period / SHARE_MIN) => {
+                now.stuck += 1;
+            }
             Doing::Sleeps => now.stuck += 1,
             Doing::WaitsInKernel => now.waited += 1,
             Doing::Runs | Doing::IsStopped => {}
@@ -165,7 +167,7 @@ impl Known {
     fn new(seen: PulseSeen, told: bool) -> Self {
         Self {
             seen,
-            used: Duration::ZERO,
+            used: None,
             stuck: 0,
             waited: 0,
             told,
