@@ -37,7 +37,8 @@ pub trait Actor: Send + Sync + 'static {
 pub trait Wake: Send + Sync {
     /// Makes the actor have a turn after this call. Cheap, never blocks.
     fn wake(&self);
-    /// Waits until the actor has stopped ([`NextTurn::Stop`] or a panic). A simulator runs it to its end.
+    /// Waits until the actor has stopped ([`NextTurn::Stop`] or a panic) and is let go of: what only it held is dropped. A
+    /// simulator runs it to its end.
     fn join(&self);
 }
 
@@ -97,7 +98,7 @@ impl Spawner for ThreadSpawner {
         // The thread's name is cut to 15 bytes by the kernel.
         std::thread::Builder::new()
             .name(name.to_owned())
-            .spawn(move || run(&*actor, &thread_shared, &*clock))?;
+            .spawn(move || run(actor, &thread_shared, &*clock))?;
         Ok(ActorHandle::new(shared))
     }
 
@@ -135,7 +136,7 @@ impl Wake for ThreadActor {
     }
 }
 
-fn run(actor: &dyn Actor, shared: &ThreadActor, clock: &dyn Clock) {
+fn run(actor: Arc<dyn Actor>, shared: &ThreadActor, clock: &dyn Clock) {
     let pulse = Pulse::begin(PulseKind::Working);
     loop {
         pulse.works();
@@ -151,6 +152,8 @@ fn run(actor: &dyn Actor, shared: &ThreadActor, clock: &dyn Clock) {
             }
         }
     }
+    // Who joins may want the devices that the actor held. A panic here must not leave it waiting.
+    let _ = catch_unwind(AssertUnwindSafe(|| drop(actor)));
     shared.state.lock().stopped = true;
     shared.changed.notify_all();
 }
@@ -218,6 +221,19 @@ mod tests {
             .expect("thread");
         handle.join();
         assert_eq!(actor.turns.load(Ordering::SeqCst), 5);
+    }
+
+    #[test]
+    fn who_has_joined_finds_what_the_actor_held_let_go_of() {
+        for _ in 0..2000 {
+            let actor = counter(1, 0);
+            let held = Arc::downgrade(&actor);
+            ThreadSpawner::new()
+                .spawn("counter", actor)
+                .expect("thread")
+                .join();
+            assert!(held.upgrade().is_none());
+        }
     }
 
     #[test]

@@ -25,7 +25,7 @@ paths
 title messages
 run dmsetup message s 0 set_region_mappings 0:2 :2 :1
 paths
-run dmsetup message s 0 Set_Region_Mappings 7:0 3:1
+run dmsetup message s 0 Set_Region_Mappings 6:0 3:1
 paths
 run dmsetup message s 0 set_region_mappings 0:1 :2 R2,6
 paths
@@ -39,7 +39,7 @@ fill "$DEVDIR/s" 0 128 all
 holds "$DEVDIR/s" 0 128 all
 title 'messages that are wrong'
 for words in '0:1 x' '0:1 1:' '0:1 g:1' '0:1 1:1x' '0:1 R' '0:1 R,1' '0:1 R1' '0:1 R1,' '0:1 R0,1' '0:1 R2,1' '0:1 R1,8' \
-    '0:1 8:1' '0:1 7:3' '0:1 1:2:1' '0:1 R1,1,1' ; do
+    '0:1 8:1' '0:1 6:3' '0:1 1:2:1' '0:1 R1,1,1' ; do
     run dmsetup message s 0 set_region_mappings 0:0
     # shellcheck disable=SC2086
     run dmsetup message s 0 set_region_mappings $words

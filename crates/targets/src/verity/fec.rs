@@ -273,6 +273,8 @@ impl Repair {
                 if repaired.is_some() {
                     tracing::warn!("verity: data block {block} corrected");
                 }
+                // Before the request ends: a line may be removed then.
+                drop(nodes);
                 piece.repaired(repaired);
             }
             Self::Node(load, node) => {
@@ -282,6 +284,7 @@ impl Repair {
                 if repaired.is_some() {
                     tracing::warn!("verity: metadata block {block} corrected");
                 }
+                drop(nodes);
                 load.repaired(repaired, node);
             }
         }
