@@ -93,7 +93,7 @@ fn step(world: &World, side: Side, steps: &str) -> String {
             let words = package.join("lvm2.sh");
             let script = format!(
                 "VG=exchange; . {words}\nexec 2>&1\nIMAGE={images}/pv.img SUMS={images}/sums\n\
-                 trap 'end_event_daemon; forget_group; losetup -d $PV 2>/dev/null || :' EXIT\n\
+                 trap 'end_event_daemon; forget_group; [ -z \"${{PV-}}\" ] || losetup -d $PV' EXIT\n\
                  l() {{ thinmap run -- \"$@\"; }}\n. {body}\n{steps}\nthinmap stop\necho finished\n",
                 words = words.display()
             );

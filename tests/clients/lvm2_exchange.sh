@@ -17,6 +17,8 @@ close_image() {
     [ ! -e $V/t1 ]
     sync
     losetup -d "$PV"
+    # Not a second time: the number may be somebody else's by then.
+    PV=
     rmdir "$M"
 }
 

@@ -57,6 +57,14 @@ pub enum NodeError {
         /// The node.
         path: PathBuf,
     },
+    /// Somebody else has detached the kernel's device.
+    #[error(
+        "{path}: somebody has detached this loop device (losetup -d?): remove the mapped device and make it anew"
+    )]
+    TakenAway {
+        /// The node.
+        path: PathBuf,
+    },
 }
 
 impl NodeError {
@@ -73,7 +81,7 @@ impl NodeError {
         match self {
             Self::Busy { .. } => Errno::BUSY.raw_os_error(),
             Self::System { errno, .. } => errno.raw_os_error(),
-            Self::Gone { .. } => Errno::NXIO.raw_os_error(),
+            Self::Gone { .. } | Self::TakenAway { .. } => Errno::NXIO.raw_os_error(),
         }
     }
 }

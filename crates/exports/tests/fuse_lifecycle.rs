@@ -127,6 +127,39 @@ fn our_own_descriptor_is_noticed_at_removal() {
 }
 
 #[test]
+fn a_loop_device_that_somebody_detached_is_left_to_who_has_its_number_now() {
+    let stack = Stack::start();
+    let node = stack.active(memory(1));
+    let path = node.path().to_str().expect("path").to_owned();
+    run("losetup", &["-d", &path]);
+    eventually("detached", || loops_over(stack.dir.path()).is_empty());
+    // The number is another program's, which uses it.
+    let other = stack.dir.path().join("other.img");
+    std::fs::write(&other, pattern(2 << 20, 7).as_slice()).expect("image");
+    run("losetup", &[&path, other.to_str().expect("path")]);
+    let user = open(&node.path(), OFlags::RDONLY | OFlags::EXCL).expect("open");
+
+    assert_eq!(node.open_count(), 0, "who has it open uses another device");
+    assert!(!node.is_in_use());
+    let error = node.activate(memory(1), "name", false).expect_err("gone");
+    assert_eq!(error.errno(), libc::ENXIO);
+    assert!(error.to_string().contains(&path), "{error}");
+    node.remove(false).expect("nothing of ours is left of it");
+    assert_eq!(kernel_size(&node.path()), 2 << 20, "the other's stays");
+    drop(user);
+    run("losetup", &["-d", &path]);
+}
+
+#[test]
+fn a_loop_device_that_somebody_detached_can_be_removed() {
+    let stack = Stack::start();
+    let node = stack.active(memory(1));
+    run("losetup", &["-d", node.path().to_str().expect("path")]);
+    eventually("detached", || loops_over(stack.dir.path()).is_empty());
+    node.remove(false).expect("remove");
+}
+
+#[test]
 fn a_mount_in_another_namespace_counts() {
     let stack = Stack::start();
     let node = stack.active(memory(16));

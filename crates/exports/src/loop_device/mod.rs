@@ -29,8 +29,11 @@ pub(crate) fn probe() -> Result<(), String> {
     let control = open_control()?;
     let number =
         ioctl::add(&control, None).map_err(|errno| format!("adding a loop device: {errno}"))?;
-    let removed = ioctl::remove(&control, number);
-    removed.map_err(|errno| format!("removing loop device {number}: {errno}"))
+    match ioctl::remove(&control, number) {
+        // Somebody who looked for a free one took it: it works.
+        Ok(()) | Err(Errno::BUSY | Errno::NODEV) => Ok(()),
+        Err(errno) => Err(format!("removing loop device {number}: {errno}")),
+    }
 }
 
 /// Whether they could be made here before, and may be still.

@@ -11,9 +11,7 @@ use rustix::io::Errno;
 use thinmap_block::BlockDevice;
 use thinmap_units::DevNo;
 
-use super::{
-    LOOP_MAJOR, ensure_node, ioctl, is_bound, node_path, open_node, sysfs_dir, sysfs_text,
-};
+use super::{LOOP_MAJOR, ensure_node, ioctl, node_path, open_node, sysfs_dir, sysfs_text};
 use crate::block_node::{BlockNode, BlockNodes, NodeError, NodeKind, SavedNode};
 use crate::fuse::{self, DeviceFile, FuseServer, Geometry};
 use crate::{dev_node, openers};
@@ -172,7 +170,11 @@ fn is_over(number: u32, file: &Path) -> bool {
     let (Some(dir), Some(name)) = (file.parent(), file.file_name()) else {
         return false;
     };
-    backing.is_some_and(|backing| Path::new(&backing) == fuse::canonical(dir).join(name))
+    backing.as_deref().map(Path::new).is_some_and(|backing| {
+        // As a file of a mount looks that somebody has detached.
+        let detached = Path::new("/").join(name);
+        backing == fuse::canonical(dir).join(name) || backing == detached
+    })
 }
 
 fn open_control() -> Result<OwnedFd, NodeError> {
@@ -221,9 +223,12 @@ impl LoopNode {
             state.told = Some(geometry);
             return Ok(());
         }
-        let fd = open_node(self.number, OFlags::RDWR)
-            .or_else(|_| open_node(self.number, OFlags::RDONLY))
-            .map_err(self.error("open"))?;
+        let opened = self
+            .open(OFlags::RDWR)
+            .or_else(|_| self.open(OFlags::RDONLY));
+        let Some(fd) = opened? else {
+            return Err(NodeError::TakenAway { path: self.path() });
+        };
         if state.told.is_none_or(|told| told.limits != geometry.limits) {
             let is_new = !state.adopted || self.kernel_block_size() == Some(FIRST_BLOCK_SIZE);
             self.tell_limits(&fd, &geometry, first && is_new)?;
@@ -284,24 +289,45 @@ impl LoopNode {
         }
     }
 
+    /// Opens the device; `None` when it is not ours any more. The kernel gives a loop device to whoever asks, so somebody may
+    /// have detached ours (`losetup -d`), and somebody else may have its number now.
+    fn open(&self, flags: OFlags) -> Result<Option<OwnedFd>, NodeError> {
+        match open_node(self.number, flags) {
+            // Looked at while it is open: detaching waits for the last close.
+            Ok(fd) => Ok(self.is_ours().then_some(fd)),
+            Err(Errno::NXIO | Errno::NOENT | Errno::NODEV) => Ok(None),
+            Err(errno) => Err(self.error("open")(errno)),
+        }
+    }
+
+    fn is_ours(&self) -> bool {
+        is_over(self.number, &self.server.path_of(&self.file))
+    }
+
     /// Detaches; `Ok(false)` when somebody has opened the device in between.
     fn detach(&self, force: bool) -> Result<bool, NodeError> {
-        let fd = open_node(self.number, OFlags::RDONLY).map_err(self.error("open"))?;
+        let Some(fd) = self.open(OFlags::RDONLY)? else {
+            tracing::warn!(device = %self.path().display(), "somebody else has detached the loop device");
+            return Ok(true);
+        };
         match ioctl::clear(&fd) {
             Ok(()) | Err(Errno::NXIO) => {}
             Err(errno) => return Err(self.error("detach")(errno)),
         }
         drop(fd);
         // Gone at our close, unless somebody else still has it open.
-        if wait_until(|| !is_bound(self.number)) {
+        if wait_until(|| !self.is_ours()) {
             return Ok(true);
         }
-        if !force && let Ok(fd) = open_node(self.number, OFlags::RDONLY) {
-            // Stays in service.
-            return match ioctl::keep_when_closed(&fd) {
-                Ok(()) => Ok(false),
-                Err(Errno::NXIO) => Ok(true),
-                Err(errno) => Err(self.error("keep")(errno)),
+        if !force {
+            // Stays in service, unless it went just now.
+            return match self.open(OFlags::RDONLY)? {
+                Some(fd) => match ioctl::keep_when_closed(&fd) {
+                    Ok(()) => Ok(false),
+                    Err(Errno::NXIO) => Ok(true),
+                    Err(errno) => Err(self.error("keep")(errno)),
+                },
+                None => Ok(true),
             };
         }
         Ok(false)
@@ -354,11 +380,14 @@ impl BlockNode for LoopNode {
     }
 
     fn open_count(&self) -> u32 {
-        openers::count(self.dev_no(), &self.path())
+        match self.is_ours() {
+            true => openers::count(self.dev_no(), &self.path()),
+            false => 0,
+        }
     }
 
     fn is_in_use(&self) -> bool {
-        openers::is_in_use(self.dev_no(), &self.path())
+        self.is_ours() && openers::is_in_use(self.dev_no(), &self.path())
     }
 
     fn remove(&self, force: bool) -> Result<(), NodeError> {

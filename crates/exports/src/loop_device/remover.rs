@@ -8,7 +8,7 @@ use std::time::Duration;
 use parking_lot::{Condvar, Mutex};
 use rustix::io::Errno;
 
-use super::{ioctl, is_bound, node_path};
+use super::{ensure_node, ioctl, is_bound, node_path};
 
 /// The removals of one daemon.
 #[derive(Default)]
@@ -83,6 +83,14 @@ pub(super) fn remove(number: u32, made_node: bool) {
     let Ok(control) = ioctl::open_control() else {
         return;
     };
+    if is_bound(number) {
+        // Taken by somebody who looked for a free one: it is theirs.
+        return;
+    }
+    // The node first: once the number is free, a node of that name may be another daemon's.
+    if made_node {
+        let _ = std::fs::remove_file(node_path(number));
+    }
     let mut last = Errno::BUSY;
     let removed = wait_until(|| match ioctl::remove(&control, number) {
         Ok(()) | Err(Errno::NODEV) => true,
@@ -94,8 +102,9 @@ pub(super) fn remove(number: u32, made_node: bool) {
     if !removed {
         let device = node_path(number);
         tracing::warn!(device = %device.display(), errno = %last, "the unbound loop device stays");
-    } else if made_node {
-        let _ = std::fs::remove_file(node_path(number));
+        if made_node {
+            let _ = ensure_node(number);
+        }
     }
 }
 

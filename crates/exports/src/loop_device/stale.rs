@@ -11,7 +11,7 @@ use rustix::io::Errno;
 use thinmap_units::DevNo;
 
 use super::remover::{remove as remove_number, wait_until};
-use super::{ioctl, is_bound, node_path, open_node, sysfs_text};
+use super::{ioctl, node_path, open_node, sysfs_text};
 use crate::{fuse, openers};
 
 /// What was found and done.
@@ -42,7 +42,7 @@ pub(crate) fn clean_stale(run_dir: &Path) -> StaleReport {
     for number in left.filter(|number| lies_on(*number, &mounts)) {
         report.detached.push(node_path(number));
         report.still_mounted.extend(mounts_on(number));
-        detach(number);
+        detach(number, &dir);
     }
     for _ in &mounts {
         match fuse::unmount_lazily(&dir) {
@@ -68,7 +68,7 @@ pub(super) fn clean_orphans(dir: &Path, known: &[u32]) {
     let orphans = loops_over(&dir).into_iter();
     for number in orphans.filter(|n| !known.contains(n) && lies_on(*n, &mounts)) {
         tracing::warn!(device = %node_path(number).display(), "removing a device that was being made or removed");
-        detach(number);
+        detach(number, &dir);
     }
 }
 
@@ -86,13 +86,15 @@ fn loops_over(dir: &Path) -> Vec<u32> {
                 .parse()
                 .ok()
         })
-        .filter(|number| {
-            let file = super::sysfs_dir(*number).join("loop/backing_file");
-            sysfs_text(&file).is_some_and(|path| Path::new(&path).parent() == Some(dir))
-        })
+        .filter(|number| is_over(*number, dir))
         .collect();
     numbers.sort_unstable();
     numbers
+}
+
+fn is_over(number: u32, dir: &Path) -> bool {
+    let file = super::sysfs_dir(number).join("loop/backing_file");
+    sysfs_text(&file).is_some_and(|path| Path::new(&path).parent() == Some(dir))
 }
 
 /// Whether the file behind the loop device, which has the right path, lies on one of these mounts, whose servers are dead.
@@ -122,16 +124,22 @@ fn mounts_on(number: u32) -> Vec<PathBuf> {
     found
 }
 
-fn detach(number: u32) {
+fn detach(number: u32, dir: &Path) {
     let made_node = super::ensure_node(number).unwrap_or(false);
-    let cleared = open_node(number, OFlags::RDONLY).and_then(|fd| ioctl::clear(&fd));
+    let cleared = open_node(number, OFlags::RDONLY).and_then(|fd| {
+        // It may have gone since it was found, and its number be somebody else's; not while it is open.
+        match is_over(number, dir) {
+            true => ioctl::clear(&fd),
+            false => Err(Errno::NXIO),
+        }
+    });
     if let Err(errno) = cleared
         && errno != Errno::NXIO
     {
         tracing::error!(device = %node_path(number).display(), %errno, "cannot detach");
     }
     // Ours by construction: each was added for its file. One that is still open stays, unbound at its last close.
-    if wait_until(|| !is_bound(number)) {
+    if wait_until(|| !is_over(number, dir)) {
         remove_number(number, made_node);
     }
 }
