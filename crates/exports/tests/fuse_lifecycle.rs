@@ -148,6 +148,10 @@ fn a_loop_device_that_somebody_detached_is_left_to_who_has_its_number_now() {
     assert_eq!(kernel_size(&node.path()), 2 << 20, "the other's stays");
     drop(user);
     run("losetup", &["-d", &path]);
+    // The number is in the kernel still, for whoever is first: if that is us, it goes.
+    if let Ok(last) = stack.nodes.create(Some(node.dev_no().minor)) {
+        last.remove(false).expect("remove");
+    }
 }
 
 #[test]
@@ -157,6 +161,21 @@ fn a_loop_device_that_somebody_detached_can_be_removed() {
     run("losetup", &["-d", node.path().to_str().expect("path")]);
     eventually("detached", || loops_over(stack.dir.path()).is_empty());
     node.remove(false).expect("remove");
+}
+
+#[test]
+fn a_device_goes_also_where_somebody_detached_the_mount() {
+    let stack = Stack::start();
+    let node = stack.active(memory(1));
+    run(
+        "umount",
+        &["-l", stack.dir.path().join("fuse").to_str().expect("path")],
+    );
+    let name = node.path().file_name().expect("name").to_owned();
+    let bound = Path::new("/sys/block").join(name).join("loop");
+    assert!(bound.exists());
+    node.remove(false).expect("remove");
+    eventually("detached", || !bound.exists());
 }
 
 #[test]

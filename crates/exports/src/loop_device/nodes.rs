@@ -170,7 +170,9 @@ fn is_over(number: u32, file: &Path) -> bool {
     let (Some(dir), Some(name)) = (file.parent(), file.file_name()) else {
         return false;
     };
-    backing.as_deref().map(Path::new).is_some_and(|backing| {
+    backing.is_some_and(|backing| {
+        // What the kernel adds where it has forgotten the name.
+        let backing = Path::new(backing.strip_suffix(" (deleted)").unwrap_or(&backing));
         // As a file of a mount looks that somebody has detached.
         let detached = Path::new("/").join(name);
         backing == fuse::canonical(dir).join(name) || backing == detached
