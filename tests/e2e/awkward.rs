@@ -172,3 +172,37 @@ fn a_binary_that_cannot_be_started_for_a_moment_costs_no_device() {
     );
     world.end();
 }
+
+#[test]
+fn a_log_that_nobody_reads_stops_nobody() {
+    if !can_make_block_devices("a_log_that_nobody_reads_stops_nobody") {
+        return;
+    }
+    let world = World::new();
+    let (mut reader, writer) = std::io::pipe().expect("a pipe");
+    rustix::pipe::fcntl_setpipe_size(&writer, 4096).expect("a small one");
+    let mut command = world.command("thinmap");
+    command.arg("daemon").stdout(Stdio::null()).stderr(writer);
+    let keeper = Ended(command.spawn().expect("thinmap runs"));
+    drop(command);
+    // Each refused table is a line of the log.
+    world.sh("until thinmap --no-autostart ping >/dev/null 2>&1; do sleep 0.05; done
+         truncate -s 1M disk.img
+         for i in $(seq 100); do ! timeout 60 dmsetup create no --table '0 1 linear /nowhere 0' 2>/dev/null || exit 1; done
+         timeout 60 dmsetup create one --table \"0 2048 linear $PWD/disk.img 0\"");
+    let read = "timeout 60 dd if=$M/one of=/dev/null bs=4k count=1 iflag=direct";
+    world.sh(read);
+    kill_and_wait(world.daemon_pid().expect("a daemon"));
+    world.sh(read);
+    world.sh("timeout 60 thinmap upgrade");
+    world.sh(read);
+    // What waited is said when somebody listens; what waited in the killed daemon is gone.
+    let listener = std::thread::spawn(move || std::io::read_to_string(&mut reader));
+    world.sh("timeout 60 dmsetup remove one; timeout 60 thinmap stop");
+    let log = listener.join().expect("a thread").expect("the log");
+    for said in ["/nowhere", "the daemon died", "upgrade: "] {
+        assert!(log.contains(said), "{log}");
+    }
+    drop(keeper);
+    world.end();
+}

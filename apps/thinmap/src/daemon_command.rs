@@ -9,6 +9,7 @@ use thinmap_daemon::keeper::process::KeeperConfig;
 use thinmap_daemon::{ConfigFile, ContinuitySection};
 
 use crate::daemon_start;
+use crate::log;
 use crate::run_paths::RunPaths;
 
 /// What `thinmap daemon` was told.
@@ -43,16 +44,7 @@ pub fn run(options: &DaemonOptions) -> anyhow::Result<i32> {
         // Fails when this process already leads a group, which is as good.
         let _ = rustix::process::setsid();
     }
-    tracing_subscriber::fmt()
-        .with_env_filter(
-            tracing_subscriber::EnvFilter::try_from_env("THINMAP_LOG")
-                .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info")),
-        )
-        .with_writer(std::io::stderr)
-        .with_ansi(false)
-        // Told on standard error, which would panic where that is what cannot be written (a pipe whose reader is gone).
-        .log_internal_errors(false)
-        .init();
+    let _log = log::start();
     options.paths.make_run_dir()?;
     let is_successor = link.as_ref().is_some_and(|link| link.is_successor());
     let file = read_config(options, is_successor)?;

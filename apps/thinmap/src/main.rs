@@ -7,6 +7,7 @@ mod daemon_start;
 mod dmsetup;
 mod install_shim;
 mod live_pool;
+mod log;
 mod native;
 mod run;
 mod run_paths;

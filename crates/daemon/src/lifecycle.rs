@@ -92,9 +92,15 @@ fn abort_when_main_panics() {
     std::panic::set_hook(Box::new(move |panic| {
         tell(panic);
         if std::thread::current().name() == Some("main") {
-            std::process::abort();
+            abort();
         }
     }));
+}
+
+/// Ends the process as a crash does, when its log has been written (by a thread of its own, where somebody might not read it).
+pub(crate) fn abort() -> ! {
+    std::thread::sleep(LOG_PATIENCE);
+    std::process::abort()
 }
 
 fn serve(config: &Config, link: Option<Arc<KeeperLink>>) -> Result<(), RunError> {
@@ -481,6 +487,7 @@ const COMMANDS_PATIENCE: Duration = Duration::from_secs(10);
 /// How long requests in flight may take when the daemon makes way. What is left is the successor's, and some (those that a suspended
 /// device holds) do not end.
 const LEAVE_PATIENCE: Duration = Duration::from_millis(250);
+const LOG_PATIENCE: Duration = Duration::from_millis(100);
 
 /// Freezes the file system that is mounted on a device.
 struct MountFreezer;

@@ -80,7 +80,7 @@ fn watch(daemon: &Weak<Daemon>, period: Duration, keeper: Option<&Keeper>) {
                 // Telling may have waited for who reads the log, and the thread for the same.
                 let is_same = |now: &PulseSeen| *now == hang.seen;
                 if pulses().iter().any(is_same) {
-                    std::process::abort();
+                    crate::lifecycle::abort();
                 }
                 continue;
             }
