@@ -36,8 +36,9 @@ fn conformance_with_the_kernel() {
         let guests = halves.each_ref().map(|half| scope.spawn(|| boot(half)));
         let ours = scope.spawn(|| arm::thinmap_arm(&cases, Dmsetup::Ours));
         let shim = arm::thinmap_arm(&cases, Dmsetup::Distributions);
-        let [even, odd] = guests.map(|guest| guest.join().expect("guest").into_iter());
-        let kernel = in_turns(even, odd);
+        let mut halves = guests.map(|guest| guest.join().expect("guest").into_iter());
+        let in_turns = |nr: usize| halves[nr % 2].next().expect("each case's transcript");
+        let kernel: Vec<String> = (0..cases.len()).map(in_turns).collect();
         (
             kernel,
             ours.join().expect("thread").expect("thinmap's arm"),
@@ -49,18 +50,6 @@ fn conformance_with_the_kernel() {
     save(keep.as_deref(), "shim", &cases, &shim);
     let report = compare("ours", &cases, &kernel, &ours) + &compare("shim", &cases, &kernel, &shim);
     assert!(report.is_empty(), "differences:\n{report}");
-}
-
-fn in_turns(
-    first: impl Iterator<Item = String>,
-    mut second: impl Iterator<Item = String>,
-) -> Vec<String> {
-    let mut all = Vec::new();
-    for one in first {
-        all.push(one);
-        all.extend(second.next());
-    }
-    all
 }
 
 /// What differs, under the name of the arm that is compared with the kernel's.

@@ -8,15 +8,14 @@ use std::io::Write;
 use std::sync::{Arc, OnceLock};
 
 use rustix::fs::FileType;
-use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
+use tracing_appender::non_blocking::{ErrorCounter, NonBlocking, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::writer::BoxMakeWriter;
 
-/// What must live as long as there is something to log; what waits is written when it is dropped, within a second.
-pub struct LogGuard(#[expect(dead_code, reason = "held for its drop")] Option<WorkerGuard>);
-
-/// Begins to log; THINMAP_LOG says what.
-pub fn start() -> LogGuard {
+/// Begins to log; THINMAP_LOG says what. The guard must live as long as there is something to log; what waits is written when it is
+/// dropped, within a second.
+#[must_use]
+pub fn start() -> Option<WorkerGuard> {
     let (writer, guard) = writer();
     if guard.is_some() {
         // The usual hook writes by itself.
@@ -36,7 +35,7 @@ pub fn start() -> LogGuard {
         // Told on standard error, which would panic where that is what cannot be written (a pipe whose reader is gone).
         .log_internal_errors(false)
         .init();
-    LogGuard(guard)
+    guard
 }
 
 fn writer() -> (BoxMakeWriter, Option<WorkerGuard>) {
@@ -45,19 +44,25 @@ fn writer() -> (BoxMakeWriter, Option<WorkerGuard>) {
     if is_file {
         return (BoxMakeWriter::new(std::io::stderr), None);
     }
+    let (writer, guard) = beside(std::io::stderr(), LINES_MAX);
+    (BoxMakeWriter::new(writer), Some(guard))
+}
+
+/// Has a thread write to `out`, for which so many lines may wait.
+fn beside<W: Write + Send + 'static>(out: W, lines: usize) -> (NonBlocking, WorkerGuard) {
     let dropped = Arc::default();
     let out = CountsDropped {
-        out: std::io::stderr(),
+        out,
         dropped: Arc::clone(&dropped),
         told: 0,
     };
     let (writer, guard) = NonBlockingBuilder::default()
         .lossy(true)
-        .buffered_lines_limit(LINES_MAX)
+        .buffered_lines_limit(lines)
         .thread_name("thinmap-log")
         .finish(out);
     let _ = dropped.set(writer.error_counter());
-    (BoxMakeWriter::new(writer), Some(guard))
+    (writer, guard)
 }
 
 /// Says how many lines are missing, where they are missing.
@@ -114,16 +119,7 @@ mod tests {
     fn lines_that_nobody_reads_are_counted_and_told_of() {
         let (read, reads) = channel();
         let (said, log) = channel();
-        let dropped = Arc::default();
-        let out = CountsDropped {
-            out: Slow(reads, said),
-            dropped: Arc::clone(&dropped),
-            told: 0,
-        };
-        let (mut writer, guard) = NonBlockingBuilder::default()
-            .buffered_lines_limit(4)
-            .finish(out);
-        dropped.set(writer.error_counter()).expect("once");
+        let (mut writer, guard) = beside(Slow(reads, said), 4);
         for nr in 0..100 {
             writer
                 .write_all(format!("line {nr}\n").as_bytes())

@@ -487,6 +487,7 @@ const COMMANDS_PATIENCE: Duration = Duration::from_secs(10);
 /// How long requests in flight may take when the daemon makes way. What is left is the successor's, and some (those that a suspended
 /// device holds) do not end.
 const LEAVE_PATIENCE: Duration = Duration::from_millis(250);
+/// How long the log's thread may take for the last lines of a daemon that ends without order.
 const LOG_PATIENCE: Duration = Duration::from_millis(100);
 
 /// Freezes the file system that is mounted on a device.

@@ -69,6 +69,13 @@ fn is_bound(number: u32) -> bool {
     sysfs_dir(number).join("loop").exists()
 }
 
+/// Path of the file behind the loop device, as this process would see it.
+fn backing_file(number: u32) -> Option<PathBuf> {
+    let path = sysfs_text(&sysfs_dir(number).join("loop/backing_file"))?;
+    // What the kernel adds where it has forgotten the name.
+    Some(path.strip_suffix(" (deleted)").unwrap_or(&path).into())
+}
+
 /// Makes the node where neither udev nor devtmpfs has; whether it did.
 fn ensure_node(number: u32) -> Result<bool, Errno> {
     let dev = DevNo::new(LOOP_MAJOR, number);

@@ -11,7 +11,9 @@ use rustix::io::Errno;
 use thinmap_block::BlockDevice;
 use thinmap_units::DevNo;
 
-use super::{LOOP_MAJOR, ensure_node, ioctl, node_path, open_node, sysfs_dir, sysfs_text};
+use super::{
+    LOOP_MAJOR, backing_file, ensure_node, ioctl, node_path, open_node, sysfs_dir, sysfs_text,
+};
 use crate::block_node::{BlockNode, BlockNodes, NodeError, NodeKind, SavedNode};
 use crate::fuse::{self, DeviceFile, FuseServer, Geometry};
 use crate::{dev_node, openers};
@@ -166,13 +168,10 @@ fn bind(
 
 /// Whether the loop device stands on this file of a mount that may not be served yet.
 fn is_over(number: u32, file: &Path) -> bool {
-    let backing = sysfs_text(&sysfs_dir(number).join("loop/backing_file"));
     let (Some(dir), Some(name)) = (file.parent(), file.file_name()) else {
         return false;
     };
-    backing.is_some_and(|backing| {
-        // What the kernel adds where it has forgotten the name.
-        let backing = Path::new(backing.strip_suffix(" (deleted)").unwrap_or(&backing));
+    backing_file(number).is_some_and(|backing| {
         // As a file of a mount looks that somebody has detached.
         let detached = Path::new("/").join(name);
         backing == fuse::canonical(dir).join(name) || backing == detached
@@ -321,18 +320,18 @@ impl LoopNode {
         if wait_until(|| !self.is_ours()) {
             return Ok(true);
         }
-        if !force {
-            // Stays in service, unless it went just now.
-            return match self.open(OFlags::RDONLY)? {
-                Some(fd) => match ioctl::keep_when_closed(&fd) {
-                    Ok(()) => Ok(false),
-                    Err(Errno::NXIO) => Ok(true),
-                    Err(errno) => Err(self.error("keep")(errno)),
-                },
-                None => Ok(true),
-            };
+        if force {
+            return Ok(false);
         }
-        Ok(false)
+        // Stays in service, unless it went just now.
+        let Some(fd) = self.open(OFlags::RDONLY)? else {
+            return Ok(true);
+        };
+        match ioctl::keep_when_closed(&fd) {
+            Ok(()) => Ok(false),
+            Err(Errno::NXIO) => Ok(true),
+            Err(errno) => Err(self.error("keep")(errno)),
+        }
     }
 }
 

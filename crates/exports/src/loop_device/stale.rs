@@ -11,7 +11,7 @@ use rustix::io::Errno;
 use thinmap_units::DevNo;
 
 use super::remover::{remove as remove_number, wait_until};
-use super::{ioctl, node_path, open_node, sysfs_text};
+use super::{backing_file, ioctl, node_path, open_node};
 use crate::{fuse, openers};
 
 /// What was found and done.
@@ -93,8 +93,7 @@ fn loops_over(dir: &Path) -> Vec<u32> {
 }
 
 fn is_over(number: u32, dir: &Path) -> bool {
-    let file = super::sysfs_dir(number).join("loop/backing_file");
-    sysfs_text(&file).is_some_and(|path| Path::new(&path).parent() == Some(dir))
+    backing_file(number).is_some_and(|path| path.parent() == Some(dir))
 }
 
 /// Whether the file behind the loop device, which has the right path, lies on one of these mounts, whose servers are dead.
