@@ -19,6 +19,7 @@ mod integrity;
 mod kept;
 mod keys;
 mod kill;
+mod late;
 mod many;
 mod memory;
 mod mirrors;

@@ -126,6 +126,9 @@ enum Verb {
         #[arg(long)]
         detach: bool,
     },
+    /// Ask backings whether they answer; standard input and output are the daemon's
+    #[command(hide = true, name = thinmap_daemon::ASK_BACKINGS)]
+    AskBackings,
     /// The dmsetup-compatible command; see `thinmap dmsetup help`
     #[command(disable_help_flag = true)]
     Dmsetup {
@@ -266,6 +269,7 @@ fn perform(cli: Cli) -> anyhow::Result<i32> {
             library,
             list,
         } => install_shim::test_program(&root, library.as_deref(), list)?,
+        Verb::AskBackings => thinmap_daemon::answer_for_backings()?,
         Verb::Supervise { detach } => run_static::supervise(&paths, detach)?,
         Verb::Dmsetup { args } => return Ok(dmsetup::main("dmsetup", &args, paths, autostart)),
         Verb::Tool(words) => return thin_tools::run(&paths, &words),

@@ -165,6 +165,10 @@ impl Daemon {
         let Some(live) = device.md.info().live else {
             return Ok(());
         };
+        if let Some(stand_in) = device.stand_in.lock().take() {
+            device.node.attach(device.md.clone(), live.read_only);
+            stand_in.pass_to(device.md.clone());
+        }
         if visible.node {
             device.node.refresh()?;
         } else {
@@ -274,6 +278,9 @@ impl Daemon {
         if force {
             // Its users are still there; what they ask from now on must not wait for a device that goes.
             device.md.shut();
+        }
+        if let Some((stand_in, _)) = device.stand_in() {
+            stand_in.fail();
         }
         if let Err(error) = device.node.remove(force) {
             device.md.cancel_removal();

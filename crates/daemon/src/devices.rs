@@ -12,6 +12,7 @@ use thinmap_dm::MappedDevice;
 use thinmap_exports::block_node::BlockNode;
 use thinmap_units::{DevNo, DmName, DmUuid};
 
+use crate::stand_in::StandIn;
 use crate::state::SavedTable;
 
 /// A mapped device and what makes it reachable.
@@ -24,10 +25,27 @@ pub struct Device {
     pub control: Mutex<Visible>,
     /// Held around the writing of its state; whether that is to show what a resume under way will have done.
     pub saving: Mutex<bool>,
-    /// The table that it had and that could not come back; noted until it has another.
-    pub lost: Mutex<Option<SavedTable>>,
+    /// What it had under the last daemon and has not got back; noted until it has something else.
+    pub lost: Mutex<Lost>,
+    /// What its users reach while it has no table for that reason.
+    pub stand_in: Mutex<Option<Arc<StandIn>>>,
     deferred_remove: AtomicBool,
     removing: AtomicBool,
+}
+
+/// What a device had under the last daemon and does not have: its tables' backings do not answer yet, or its tables cannot be loaded.
+#[derive(Clone, Default)]
+pub struct Lost {
+    /// The table that took requests.
+    pub live: Option<SavedTable>,
+    /// The table that waited for a resume.
+    pub inactive: Option<SavedTable>,
+    /// Requests waited for a resume. As the next one.
+    pub suspended: bool,
+    /// The file system on it was, and is, frozen.
+    pub frozen: bool,
+    /// The backing that does not answer. Until it does, requests wait.
+    pub silent: Option<String>,
 }
 
 /// Where the device can be seen now.
@@ -48,14 +66,38 @@ impl Device {
             control: Mutex::default(),
             saving: Mutex::default(),
             lost: Mutex::default(),
+            stand_in: Mutex::default(),
             deferred_remove: AtomicBool::new(false),
             removing: AtomicBool::new(false),
         }
     }
 
-    /// It has no table since the last daemon's could not come back.
+    /// It does not have all that it had under the last daemon.
     pub fn is_lost(&self) -> bool {
-        self.lost.lock().is_some() && self.md.info().live.is_none()
+        let lost = self.lost.lock();
+        lost.inactive.is_some() || (lost.live.is_some() && self.md.info().live.is_none())
+    }
+
+    /// Requests wait for a resume, or will when its table is back.
+    pub fn is_suspended(&self) -> bool {
+        self.md.is_suspended() || self.lost.lock().suspended
+    }
+
+    /// The file system on it is frozen.
+    pub fn is_frozen(&self) -> bool {
+        self.md.is_frozen() || self.lost.lock().frozen
+    }
+
+    /// What its users reach while its table is not back, and whether they may only read.
+    pub fn stand_in(&self) -> Option<(Arc<StandIn>, bool)> {
+        let stand_in = self.stand_in.lock().clone()?;
+        let lost = self.lost.lock();
+        Some((stand_in, lost.live.as_ref().is_some_and(|t| t.read_only)))
+    }
+
+    /// The backing that its table waits for.
+    pub fn silent_backing(&self) -> Option<String> {
+        self.lost.lock().silent.clone()
     }
 
     /// Its number.

@@ -13,6 +13,7 @@ use std::time::Duration;
 use parking_lot::RwLock;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
+use thinmap_block::BlockDevice;
 use thinmap_control::server::{Server, ServerError};
 use thinmap_dm::{Environment, KeptMemory, Registry, SharedState};
 use thinmap_exports::block_node::{self, BlockNodes, DescriptorKeeper, NodesConfig};
@@ -28,6 +29,7 @@ use crate::daemon::{Continuity, Daemon, Ending, Stopping};
 use crate::devices::{Device, Devices};
 use crate::keeper::link::KeeperLink;
 use crate::keeper::message::UPGRADE_EXIT;
+use crate::late::Late;
 use crate::nodes::Nodes;
 use crate::opener::Opener;
 use crate::reaper::Reaper;
@@ -112,7 +114,7 @@ fn serve(config: &Config, link: Option<Arc<KeeperLink>>) -> Result<(), RunError>
     if !is_successor {
         block_node::clean_stale(&config.run_dir);
     }
-    let (daemon, nbd) = build(config, link.clone(), &access)?;
+    let (daemon, nbd, late) = build(config, link.clone(), &access)?;
     let signals = watch_signals(&daemon)?;
     daemon.after_bring_back();
     *daemon.nbd.write() = can_do_without(is_successor, NO_NBD, start_nbd(&daemon, nbd))?;
@@ -125,10 +127,16 @@ fn serve(config: &Config, link: Option<Arc<KeeperLink>>) -> Result<(), RunError>
     watch_threads(&daemon, config.file.continuity.hang_secs)?;
     if let Some(link) = &link {
         let frozen = daemon.devices.all().into_iter();
-        let frozen = frozen.filter(|device| device.md.is_frozen());
+        let frozen = frozen.filter(|device| device.is_frozen());
         let number = |device: Arc<Device>| (device.dev_no().major, device.dev_no().minor);
         let all_are_back = !daemon.devices.all().iter().any(|device| device.is_lost());
         link.ready(frozen.map(number).collect(), all_are_back);
+    }
+    if let Some(late) = late {
+        late.start(&daemon).map_err(|source| RunError::System {
+            what: "start a thread",
+            source,
+        })?;
     }
     tracing::info!(run_dir = %config.run_dir.display(), dev_dir = %config.dev_dir.display(), "serving");
     let _ = sd_notify::notify(false, &[sd_notify::NotifyState::Ready]);
@@ -218,12 +226,12 @@ fn keeping(source: std::io::Error) -> RunError {
     }
 }
 
-/// The daemon with the devices of the last one, which are served when this returns; and how NBD is to be.
+/// The daemon with the devices of the last one, which are served when this returns; how NBD is to be; and devices that come later.
 fn build(
     config: &Config,
     link: Option<Arc<KeeperLink>>,
     access: &Access,
-) -> Result<(Arc<Daemon>, Option<Nbd>), RunError> {
+) -> Result<(Arc<Daemon>, Option<Nbd>, Option<Late>), RunError> {
     let directory = |path: &Path| {
         let path = path.to_owned();
         move |source| RunError::Directory { path, source }
@@ -282,11 +290,11 @@ fn build(
     });
     let kept = daemon.env.shared.of::<KeptMemory>();
     kept.set_bringing_back(true);
-    daemon.bring_back(saved).map_err(taking_over)?;
+    let late = daemon.bring_back(saved).map_err(taking_over)?;
     kept.set_bringing_back(false);
     daemon.block_nodes.serve().map_err(taking_over)?;
     reaper.serve(&daemon);
-    Ok((daemon, nbd))
+    Ok((daemon, nbd, late))
 }
 
 /// What keeps a daemon that serves disks from waiting for itself when memory is short.
@@ -393,12 +401,18 @@ fn start_nbd(daemon: &Daemon, nbd: Option<Nbd>) -> Result<Option<NbdServer>, Run
     };
     let mut exports = Vec::new();
     for device in daemon.devices.all() {
-        if let Some(live) = device.md.info().live {
+        let behind: Option<(Arc<dyn BlockDevice>, bool)> = match device.md.info().live {
+            Some(live) => Some((device.md.clone(), live.read_only)),
+            None => device
+                .stand_in()
+                .map(|(dev, read_only)| (dev as _, read_only)),
+        };
+        if let Some((behind, read_only)) = behind {
             let name = device.md.name();
             exports.push(NbdExport {
                 name: name.to_string(),
-                device: device.md.clone(),
-                read_only: live.read_only,
+                device: behind,
+                read_only,
             });
             device.control.lock().nbd = Some(name);
         }

@@ -25,13 +25,20 @@ pub struct Opener {
     outside: Option<Arc<dyn DeviceOpener>>,
     /// Host devices in use. The kernel lets every mapped device share a claim; so do we, and only once does the host
     /// see the device opened.
-    host: Mutex<HashMap<DeviceId, HostDevice>>,
+    host: Mutex<HashMap<DeviceId, Arc<Mutex<HostDevice>>>>,
 }
 
+/// Locked while it is opened, which may take long: nobody else's business.
 #[derive(Default)]
 struct HostDevice {
     read_only: Weak<FileDevice>,
     read_write: Weak<FileDevice>,
+}
+
+impl HostDevice {
+    fn is_open(&self) -> bool {
+        self.read_only.strong_count() + self.read_write.strong_count() > 0
+    }
 }
 
 impl Opener {
@@ -66,11 +73,8 @@ impl Opener {
             let reason = format!("{}: neither a block device nor a file", path.display());
             return Err(refused(reason, Errno::NODEV));
         };
-        let mut host = self.host.lock();
-        host.retain(|_, known| {
-            known.read_only.strong_count() + known.read_write.strong_count() > 0
-        });
-        let known = host.entry(id).or_default();
+        let known = self.known(id);
+        let mut known = known.lock();
         let open = |exclusive| {
             let mode = OpenMode {
                 read_only: request.read_only,
@@ -112,6 +116,15 @@ impl Opener {
             name,
             read_only: request.read_only,
         })
+    }
+
+    fn known(&self, id: DeviceId) -> Arc<Mutex<HostDevice>> {
+        let mut host = self.host.lock();
+        // One that is locked is being opened.
+        host.retain(|_, known| {
+            Arc::strong_count(known) > 1 || known.try_lock().is_none_or(|known| known.is_open())
+        });
+        host.entry(id).or_default().clone()
     }
 
     /// One of ours, named by a path under the device directory, even where no node could be made. `/dev/mapper/NAME`
@@ -177,7 +190,7 @@ impl Opener {
 }
 
 /// A path to a host device of which only the number is known.
-fn host_path(dev_no: DevNo, spec: &str) -> Result<PathBuf, OpenDeviceError> {
+pub(crate) fn host_path(dev_no: DevNo, spec: &str) -> Result<PathBuf, OpenDeviceError> {
     let known_by_the_kernel = std::fs::read_to_string(format!("/sys/dev/block/{dev_no}/uevent"))
         .unwrap_or_default()
         .lines()

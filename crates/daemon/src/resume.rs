@@ -1,68 +1,167 @@
 //! Devices come back as the last daemon had them: tables, states, nodes, exports, requests that waited.
 //!
-//! Until everything stands nothing is served, so that no request meets half of it. A device that cannot come back (its backing has
-//! gone) stays without a table: its users get errors, and the log says why; the others are served.
+//! Until everything stands nothing is served, so that no request meets half of it; but for devices whose backings do not answer:
+//! [`crate::late`]. A device that cannot come back (its backing has gone) stays without a table: its users get errors, and the log says
+//! why; the others are served.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use thinmap_dm::{DeviceError, MappedDevice, SuspendFlags, TableLine};
-use thinmap_units::{DevNo, DmName, DmUuid, Sector};
+use thinmap_dm::{DeviceError, MappedDevice, SuspendFlags};
+use thinmap_units::{DevNo, DmName, DmUuid};
 
 use crate::daemon::Daemon;
-use crate::devices::Device;
+use crate::devices::{Device, Lost};
+use crate::late::Late;
+use crate::question::Question;
+use crate::stand_in::StandIn;
 use crate::state::{SavedDevice, SavedTable};
 
+/// How long backings may take to answer before the others are served without them.
+const ANSWER_MAX: Duration = Duration::from_secs(5);
 /// How long backings may be held by what the dead daemon had in flight on them, all together: the keeper waits 60 s for a daemon to
 /// serve.
-const BUSY_MAX: Duration = Duration::from_secs(45);
+pub(crate) const BUSY_MAX: Duration = Duration::from_secs(45);
 const BUSY_PAUSE: Duration = Duration::from_millis(2);
 
+/// A device on its way back.
+pub(crate) struct Returning {
+    pub saved: SavedDevice,
+    pub device: Arc<Device>,
+    /// Backings that its live table stands on, also by way of other devices; and its inactive one.
+    live_on: BTreeSet<String>,
+    inactive_on: BTreeSet<String>,
+    /// What of it had not answered when the others were served.
+    pub late: Tables,
+}
+
+/// Some of a device's two tables.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Tables {
+    pub live: bool,
+    pub inactive: bool,
+}
+
+impl Returning {
+    /// All that it stands on.
+    pub fn stands_on(&self) -> impl Iterator<Item = &String> {
+        self.live_on.iter().chain(&self.inactive_on)
+    }
+}
+
 impl Daemon {
-    /// Brings back what was saved. Nothing is served yet.
-    pub(crate) fn bring_back(self: &Arc<Self>, all: Vec<SavedDevice>) -> io::Result<()> {
-        let mut devices = Vec::new();
+    /// Brings back what was saved, but for what comes late. Nothing is served yet.
+    pub(crate) fn bring_back(self: &Arc<Self>, all: Vec<SavedDevice>) -> io::Result<Option<Late>> {
+        let ours: BTreeSet<DevNo> = all.iter().map(SavedDevice::dev_no).collect();
+        let tables = all.iter().flat_map(SavedDevice::tables);
+        let backings = tables.flat_map(|table| backings(table, &ours));
+        let mut question = Question::ask(backings.collect());
+        let mut adopted = Vec::new();
         for saved in all {
             if let Some(device) = self.adopt(&saved)? {
-                devices.push((saved, device));
+                adopted.push((saved, device));
             }
         }
-        let order = bottom_up(&devices);
-        let until = Instant::now() + BUSY_MAX;
-        for (saved, device) in order.iter().map(|i| &devices[*i]) {
-            if let Some(table) = &saved.live
-                && let Err(error) = make_live(device, table, until)
-            {
-                tracing::error!(device = %device.md.name(), %error, "cannot come back: I/O on it fails. Load its table when the cause is cured; the next daemon tries again");
-                *device.lost.lock() = Some(table.clone());
-            }
+        let mut returning = bottom_up(adopted, &ours);
+        question.wait(ANSWER_MAX);
+        for one in &mut returning {
+            self.expect(one, &question);
         }
-        // After all that is live: a line that will take a snapshot over would be taken for the snapshot's first one.
-        for (saved, device) in order.iter().map(|i| &devices[*i]) {
-            if let Some(table) = &saved.inactive
-                && let Err(error) =
-                    patiently(until, || device.md.load(&lines(table), table.read_only))
-            {
-                tracing::error!(device = %device.md.name(), %error, "its inactive table cannot come back");
-            }
-        }
-        for (saved, device) in order.iter().rev().map(|i| &devices[*i]) {
-            if saved.suspended
-                && let Err(error) = device.md.suspend_again(saved.frozen)
-            {
-                tracing::error!(device = %device.md.name(), %error, "cannot be suspended again");
-            }
+        let in_time = |one: &Returning| Tables {
+            live: !one.late.live,
+            inactive: !one.late.inactive,
+        };
+        let in_time: Vec<_> = returning.iter().map(|one| (one, in_time(one))).collect();
+        self.bring_back_tables(&in_time);
+        for Returning { device, .. } in &returning {
             if let Some(live) = device.md.info().live {
                 device.node.attach(device.md.clone(), live.read_only);
                 device.control.lock().node = true;
             }
         }
-        let names: Vec<DmName> = devices.iter().map(|(_, device)| device.md.name()).collect();
+        let names: Vec<DmName> = returning.iter().map(|r| r.device.md.name()).collect();
         if let Some(nodes) = &self.nodes {
             nodes.remove_stale(&names);
         }
-        Ok(())
+        returning.retain(|one| one.late.live || one.late.inactive);
+        Ok((!returning.is_empty()).then(|| Late::new(question, returning)))
+    }
+
+    /// Finds out what of a device comes late.
+    fn expect(&self, one: &mut Returning, question: &Question) {
+        let silent = |on: &BTreeSet<String>| question.first_silent(on.iter()).map(str::to_owned);
+        let (device, saved) = (&one.device, &one.saved);
+        let mut lost = device.lost.lock();
+        let live = silent(&one.live_on).filter(|_| saved.live.is_some());
+        if let Some(backing) = &live {
+            tracing::error!(device = %device.md.name(), %backing, "this backing does not answer: the device's I/O waits for it");
+            lost.live.clone_from(&saved.live);
+            lost.suspended = saved.suspended;
+            lost.frozen = saved.frozen;
+            lost.silent = Some(backing.clone());
+            self.put_in_place(device, saved);
+        }
+        let inactive = live.or_else(|| silent(&one.inactive_on));
+        if inactive.is_some() {
+            lost.inactive.clone_from(&saved.inactive);
+        }
+        one.late = Tables {
+            live: lost.live.is_some(),
+            inactive: lost.inactive.is_some(),
+        };
+    }
+
+    /// Puts something that holds requests where the device's table would be.
+    fn put_in_place(&self, device: &Device, saved: &SavedDevice) -> Arc<StandIn> {
+        let (size, read_only) = (saved.live.as_ref())
+            .map_or_else(Default::default, |table| (table.size(), table.read_only));
+        let stand_in = StandIn::new(size, saved.limits.into());
+        device.node.attach(stand_in.clone(), read_only);
+        device.control.lock().node = true;
+        *device.stand_in.lock() = Some(stand_in.clone());
+        stand_in
+    }
+
+    /// Brings tables back, and states with the live ones. Each device comes after those that its tables name.
+    pub(crate) fn bring_back_tables(&self, due: &[(&Returning, Tables)]) {
+        let until = Instant::now() + BUSY_MAX;
+        for (one, _) in due.iter().filter(|(_, due)| due.live) {
+            let Some(table) = &one.saved.live else {
+                continue;
+            };
+            let device = &one.device;
+            if let Err(error) = make_live(device, table, until) {
+                tracing::error!(device = %device.md.name(), %error, "cannot come back: I/O on it fails. Load its table when the cause is cured; the next daemon tries again");
+                let present = device.stand_in.lock().clone();
+                let stand_in = present.unwrap_or_else(|| self.put_in_place(device, &one.saved));
+                *device.lost.lock() = Lost {
+                    live: Some(table.clone()),
+                    ..Lost::default()
+                };
+                stand_in.fail();
+            }
+        }
+        // After all that is live: a line that will take a snapshot over would be taken for the snapshot's first one.
+        for (one, _) in due.iter().filter(|(_, due)| due.inactive) {
+            let Some(table) = &one.saved.inactive else {
+                continue;
+            };
+            let device = &one.device;
+            let load = || device.md.load(&table.lines(), table.read_only);
+            if let Err(error) = patiently(until, load) {
+                tracing::error!(device = %device.md.name(), %error, "its inactive table cannot come back");
+            }
+        }
+        for (one, _) in due.iter().rev().filter(|(_, due)| due.live) {
+            let SavedDevice {
+                suspended, frozen, ..
+            } = one.saved;
+            if suspended && let Err(error) = one.device.md.suspend_again(frozen) {
+                tracing::error!(device = %one.device.md.name(), %error, "cannot be suspended again");
+            }
+        }
     }
 
     /// What may ask the devices something, as they are served now.
@@ -108,7 +207,8 @@ impl Daemon {
 }
 
 fn make_live(device: &Device, table: &SavedTable, until: Instant) -> Result<(), DeviceError> {
-    patiently(until, || device.md.load(&lines(table), table.read_only))?;
+    let load = || device.md.load(&table.lines(), table.read_only);
+    patiently(until, load)?;
     let event = device.md.event().number();
     let resumed = device.md.resume(SuspendFlags {
         noflush: true,
@@ -116,16 +216,6 @@ fn make_live(device: &Device, table: &SavedTable, until: Instant) -> Result<(), 
     });
     device.md.event().restore(event);
     resumed
-}
-
-fn lines(table: &SavedTable) -> Vec<TableLine> {
-    let line = |(start, len, target, params): &(u64, u64, String, String)| TableLine {
-        start: Sector(*start),
-        len: Sector(*len),
-        target: target.clone(),
-        params: params.clone(),
-    };
-    table.lines.iter().map(line).collect()
 }
 
 /// Tries again while a backing is busy: requests of the dead daemon are still in flight on it, and may not meet their repetition.
@@ -151,32 +241,69 @@ fn is_busy(error: &DeviceError) -> bool {
         .any(|errno| errno.raw_os_error() == error.errno())
 }
 
-/// The devices' places in an order in which each comes after those that its tables name.
-fn bottom_up(devices: &[(SavedDevice, Arc<Device>)]) -> Vec<usize> {
-    fn visit(
-        at: usize,
-        devices: &[(SavedDevice, Arc<Device>)],
-        seen: &mut [bool],
-        order: &mut Vec<usize>,
-    ) {
-        if std::mem::replace(&mut seen[at], true) {
+/// What a table names that is not one of our devices.
+fn backings<'a>(
+    table: &'a SavedTable,
+    ours: &'a BTreeSet<DevNo>,
+) -> impl Iterator<Item = String> + 'a {
+    let is_ours = |word: &str| word.parse::<DevNo>().is_ok_and(|no| ours.contains(&no));
+    table
+        .devices()
+        .filter(move |word| !is_ours(word))
+        .map(str::to_owned)
+}
+
+/// The devices in an order in which each comes after those that its tables name.
+fn bottom_up(adopted: Vec<(SavedDevice, Arc<Device>)>, ours: &BTreeSet<DevNo>) -> Vec<Returning> {
+    let with_number = |one: (SavedDevice, _)| (one.0.dev_no(), one);
+    let mut sort = Sort {
+        left: adopted.into_iter().map(with_number).collect(),
+        ours,
+        order: Vec::new(),
+        places: BTreeMap::new(),
+    };
+    while let Some((dev_no, _)) = sort.left.first_key_value() {
+        sort.visit(*dev_no);
+    }
+    sort.order
+}
+
+struct Sort<'a> {
+    left: BTreeMap<DevNo, (SavedDevice, Arc<Device>)>,
+    ours: &'a BTreeSet<DevNo>,
+    order: Vec<Returning>,
+    /// In the order.
+    places: BTreeMap<DevNo, usize>,
+}
+
+impl Sort<'_> {
+    fn visit(&mut self, dev_no: DevNo) {
+        let Some((saved, device)) = self.left.remove(&dev_no) else {
             return;
-        }
-        let saved = &devices[at].0;
-        for table in saved.live.iter().chain(&saved.inactive) {
-            for (.., params) in &table.lines {
-                for below in params.split(' ').filter_map(|w| w.parse::<DevNo>().ok()) {
-                    if let Some(below) = devices.iter().position(|d| d.0.dev_no() == below) {
-                        visit(below, devices, seen, order);
-                    }
-                }
+        };
+        let [live_on, inactive_on] =
+            [&saved.live, &saved.inactive].map(|table| self.stands_on(table.as_ref()));
+        self.places.insert(dev_no, self.order.len());
+        self.order.push(Returning {
+            saved,
+            device,
+            live_on,
+            inactive_on,
+            late: Tables::default(),
+        });
+    }
+
+    fn stands_on(&mut self, table: Option<&SavedTable>) -> BTreeSet<String> {
+        let Some(table) = table else {
+            return BTreeSet::new();
+        };
+        let mut on: BTreeSet<String> = backings(table, self.ours).collect();
+        for below in table.devices().filter_map(|word| word.parse().ok()) {
+            self.visit(below);
+            if let Some(place) = self.places.get(&below) {
+                on.extend(self.order[*place].live_on.iter().cloned());
             }
         }
-        order.push(at);
+        on
     }
-    let (mut seen, mut order) = (vec![false; devices.len()], Vec::new());
-    for at in 0..devices.len() {
-        visit(at, devices, &mut seen, &mut order);
-    }
-    order
 }

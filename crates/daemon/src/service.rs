@@ -15,6 +15,7 @@ use zeroize::Zeroize;
 
 use crate::daemon::Daemon;
 use crate::devices::{Device, Taken};
+use crate::late::has_its_table;
 
 impl DmService for Daemon {
     fn remove_all(&self, deferred: bool) -> Result<(), DmError> {
@@ -189,6 +190,7 @@ impl DmService for Daemon {
     ) -> Result<DeviceInfo, DmError> {
         let device = self.find(selector)?;
         let control = device.control.lock();
+        has_its_table(&device)?;
         // Who makes way for a successor, or ends, does not wait for requests that nobody may let through any more.
         device
             .md
@@ -208,6 +210,9 @@ impl DmService for Daemon {
         let mut visible = device.control.lock();
         let name = device.md.name();
         let facts = device.md.info();
+        if facts.inactive.is_none() {
+            has_its_table(&device)?;
+        }
         // COMPAT: a resume that finds nothing to do sends no uevent.
         let uevent = facts.suspended || facts.inactive.is_some();
         // CRASH: noted before it is done. From then on requests go by the new table, and a successor must not take the old one.
@@ -220,6 +225,9 @@ impl DmService for Daemon {
                 .map_err(|e| failed(&device, "resume", &e))
         });
         *device.saving.lock() = false;
+        if resumed.is_ok() && facts.inactive.is_some() {
+            self.forget_lost(&device);
+        }
         self.note(&device)?;
         resumed?;
         self.make_visible(&device, &mut visible)
@@ -284,6 +292,7 @@ impl DmService for Daemon {
             .md
             .load(&lines.0, read_only)
             .map_err(|e| failed(&device, "table", &e))?;
+        device.lost.lock().inactive = None;
         self.note(&device)?;
         drop(control);
         Ok(self.info(&device))
@@ -293,6 +302,7 @@ impl DmService for Daemon {
         let device = self.find(selector)?;
         let control = device.control.lock();
         device.md.clear();
+        device.lost.lock().inactive = None;
         self.note(&device)?;
         drop(control);
         Ok(self.info(&device))
@@ -380,7 +390,7 @@ impl Daemon {
             dev: device.dev_no(),
             open_count: self.open_count(device),
             event_nr: device.md.event().number(),
-            suspended: facts.suspended,
+            suspended: device.is_suspended(),
             internally_suspended: false,
             deferred_remove: device.deferred_remove(),
             uevent: false,

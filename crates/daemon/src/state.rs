@@ -1,9 +1,10 @@
 //! What the next daemon must know of each device; [`crate::state_log`] keeps it.
 
 use serde::{Deserialize, Serialize};
-use thinmap_dm::WhichTable;
+use thinmap_block::{BlockDevice, QueueLimits};
+use thinmap_dm::{TableLine, WhichTable};
 use thinmap_exports::block_node::SavedNode;
-use thinmap_units::DevNo;
+use thinmap_units::{DevNo, Sector};
 
 use crate::devices::Device;
 
@@ -34,6 +35,61 @@ pub struct SavedDevice {
     pub live: Option<SavedTable>,
     /// The table that waits for a resume.
     pub inactive: Option<SavedTable>,
+    /// What requests must look like, for who has it open while its table is not back.
+    #[serde(default)]
+    pub limits: SavedLimits,
+}
+
+/// As [`QueueLimits`] has them.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct SavedLimits {
+    logical_block_size: u32,
+    physical_block_size: u32,
+    io_min: u32,
+    io_opt: u32,
+    discard_granularity: u32,
+    max_discard: u64,
+    max_write_zeroes: u64,
+    write_cache: bool,
+    read_only: bool,
+}
+
+impl From<QueueLimits> for SavedLimits {
+    fn from(limits: QueueLimits) -> Self {
+        Self {
+            logical_block_size: limits.logical_block_size,
+            physical_block_size: limits.physical_block_size,
+            io_min: limits.io_min,
+            io_opt: limits.io_opt,
+            discard_granularity: limits.discard_granularity,
+            max_discard: limits.max_discard.raw(),
+            max_write_zeroes: limits.max_write_zeroes.raw(),
+            write_cache: limits.write_cache,
+            read_only: limits.read_only,
+        }
+    }
+}
+
+impl From<SavedLimits> for QueueLimits {
+    fn from(limits: SavedLimits) -> Self {
+        Self {
+            logical_block_size: limits.logical_block_size,
+            physical_block_size: limits.physical_block_size,
+            io_min: limits.io_min,
+            io_opt: limits.io_opt,
+            discard_granularity: limits.discard_granularity,
+            max_discard: Sector(limits.max_discard),
+            max_write_zeroes: Sector(limits.max_write_zeroes),
+            write_cache: limits.write_cache,
+            read_only: limits.read_only,
+        }
+    }
+}
+
+impl Default for SavedLimits {
+    fn default() -> Self {
+        QueueLimits::STACKING.into()
+    }
 }
 
 /// A table as `dmsetup table` prints it, but for keys of ciphers: those are in no file. Keys of integrity's hashes are: they stand in
@@ -46,6 +102,31 @@ pub struct SavedTable {
     pub lines: Vec<(u64, u64, String, String)>,
 }
 
+impl SavedTable {
+    /// Length of a device with it.
+    pub fn size(&self) -> Sector {
+        let ends = self.lines.iter().map(|(start, len, ..)| start + len);
+        Sector(ends.max().unwrap_or(0))
+    }
+
+    /// The lines, to load them.
+    pub fn lines(&self) -> Vec<TableLine> {
+        let line = |(start, len, target, params): &(u64, u64, String, String)| TableLine {
+            start: Sector(*start),
+            len: Sector(*len),
+            target: target.clone(),
+            params: params.clone(),
+        };
+        self.lines.iter().map(line).collect()
+    }
+
+    /// What could name a device among the arguments.
+    pub fn devices(&self) -> impl Iterator<Item = &str> {
+        let words = self.lines.iter().flat_map(|(.., params)| params.split(' '));
+        words.filter(|word| word.starts_with('/') || word.parse::<DevNo>().is_ok())
+    }
+}
+
 impl SavedDevice {
     /// A device as it is, or as a resume under way will have made it.
     pub fn of(device: &Device, ahead_of_resume: bool) -> Self {
@@ -55,6 +136,11 @@ impl SavedDevice {
             file,
             made_node,
         } = device.node.saved();
+        let lost = device.lost.lock().clone();
+        let limits = match (&facts.live, &*device.stand_in.lock()) {
+            (None, Some(stand_in)) => stand_in.limits(),
+            _ => device.md.limits(),
+        };
         let mut saved = Self {
             name: facts.name.to_string(),
             uuid: facts.uuid.map(|uuid| uuid.to_string()),
@@ -63,22 +149,29 @@ impl SavedDevice {
             file,
             made_node,
             event_nr: facts.event_nr,
-            suspended: facts.suspended,
-            frozen: device.md.is_frozen(),
+            suspended: facts.suspended || lost.suspended,
+            frozen: device.md.is_frozen() || lost.frozen,
             deferred_remove: device.deferred_remove(),
             live: facts
                 .live
                 .and_then(|t| table(device, WhichTable::Live, t.read_only))
-                .or_else(|| device.lost.lock().clone()),
+                .or(lost.live),
             inactive: facts
                 .inactive
-                .and_then(|t| table(device, WhichTable::Inactive, t.read_only)),
+                .and_then(|t| table(device, WhichTable::Inactive, t.read_only))
+                .or(lost.inactive),
+            limits: limits.into(),
         };
         if ahead_of_resume {
             saved.suspended = false;
             saved.live = saved.inactive.take().or(saved.live);
         }
         saved
+    }
+
+    /// Both tables.
+    pub fn tables(&self) -> impl Iterator<Item = &SavedTable> {
+        self.live.iter().chain(&self.inactive)
     }
 
     /// Its number.

@@ -226,6 +226,7 @@ mod tests {
     use std::os::unix::fs::MetadataExt;
 
     use super::*;
+    use crate::state::SavedLimits;
 
     fn saved(minor: u32, name: &str) -> SavedDevice {
         SavedDevice {
@@ -241,6 +242,7 @@ mod tests {
             deferred_remove: false,
             live: None,
             inactive: None,
+            limits: SavedLimits::default(),
         }
     }
 

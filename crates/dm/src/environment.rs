@@ -2,8 +2,8 @@
 
 use std::any::{Any, TypeId};
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::thread::ThreadId;
 
 use parking_lot::Mutex;
 use thinmap_runtime::{Clock, SharedMemory, Spawner};
@@ -40,7 +40,8 @@ pub trait FileSystemFreezer: Send + Sync {
 #[derive(Default)]
 pub struct KeptMemory {
     keeper: OnceLock<Arc<dyn MemoryKeeper>>,
-    bringing_back: AtomicBool,
+    /// The thread that brings tables back.
+    bringing_back: Mutex<Option<ThreadId>>,
 }
 
 impl KeptMemory {
@@ -49,14 +50,14 @@ impl KeptMemory {
         let _ = self.keeper.set(keeper);
     }
 
-    /// Says whether tables that are loaded from now on are those of the last process: what they kept should be there.
+    /// Says whether tables that the calling thread loads from now on are those of the last process: what they kept should be there.
     pub fn set_bringing_back(&self, on: bool) {
-        self.bringing_back.store(on, Ordering::SeqCst);
+        *self.bringing_back.lock() = on.then(|| std::thread::current().id());
     }
 
     /// See [`KeptMemory::set_bringing_back`].
     pub fn is_bringing_back(&self) -> bool {
-        self.bringing_back.load(Ordering::SeqCst)
+        *self.bringing_back.lock() == Some(std::thread::current().id())
     }
 
     /// The keeper, if there is one.

@@ -115,12 +115,17 @@ impl KeeperLink {
     /// otherwise it stays for those that may come back.
     pub fn ready(&self, frozen: Vec<Number>, all_are_back: bool) {
         if all_are_back {
-            let held = std::mem::take(&mut *self.held.lock());
-            for (name, _) in held.into_iter().filter(|(_, held)| !held.is_used) {
-                self.tell(&ToKeeper::Forget(name), None);
-            }
+            self.all_are_back();
         }
         self.tell(&ToKeeper::Ready(frozen), None);
+    }
+
+    /// No device is missing any more: nobody will take what nobody has taken.
+    pub fn all_are_back(&self) {
+        let held = std::mem::take(&mut *self.held.lock());
+        for (name, _) in held.into_iter().filter(|(_, held)| !held.is_used) {
+            self.tell(&ToKeeper::Forget(name), None);
+        }
     }
 
     /// The daemon ends or makes way: freezes that are not done are given up.

@@ -1,0 +1,223 @@
+//! A daemon dies, and a backing does not answer the next one: its devices wait for it, all others do not.
+
+use std::process::Stdio;
+
+use crate::world::{Ended, World, can_make_block_devices, kill_and_wait};
+
+/// A world with a device that devices of a second world stand on, and that can be made to hang.
+struct Below {
+    world: World,
+    path: String,
+}
+
+impl Below {
+    fn new() -> Self {
+        let world = World::new();
+        let path = world.sh(
+            "truncate -s 64M low.img
+             dmsetup create low --table \"0 131072 linear $PWD/low.img 0\" >&2; readlink -f $M/low",
+        );
+        let path = path.trim().to_owned();
+        Self { world, path }
+    }
+
+    /// Until the answer is dropped.
+    fn hang(&self) -> Hang<'_> {
+        self.world.sh("dmsetup suspend low");
+        Hang(&self.world)
+    }
+
+    fn end(self) {
+        self.world.sh("dmsetup remove low");
+        self.world.end();
+    }
+}
+
+struct Hang<'a>(&'a World);
+
+impl Drop for Hang<'_> {
+    fn drop(&mut self) {
+        self.0.try_sh("dmsetup resume low");
+    }
+}
+
+fn start(world: &World, script: &str) -> Ended {
+    let mut bash = world.command("bash");
+    bash.args(["-euc", script])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
+    Ended(bash.spawn().expect("bash runs"))
+}
+
+fn kill(world: &World) {
+    kill_and_wait(world.daemon_pid().expect("a daemon"));
+}
+
+const READ: &str = "timeout 60 dd of=/dev/null bs=4k count=1 iflag=direct status=none if=$M";
+const WAITS: &str = "does not answer";
+
+#[test]
+fn devices_wait_for_a_backing_that_hangs_and_others_do_not() {
+    if !can_make_block_devices("devices_wait_for_a_backing_that_hangs_and_others_do_not") {
+        return;
+    }
+    let below = Below::new();
+    let low = &below.path;
+    let world = World::lasting();
+    // A snapshot whose exceptions only memory has, a pool with a mounted volume, and a device by itself.
+    let tables = world.sh(&format!(
+        "truncate -s 64M data.img; truncate -s 16M other.img cow.img
+         dmsetup create part --table '0 8192 linear {low} 0'
+         dmsetup create meta --table '0 16384 linear {low} 8192'
+         dmsetup create origin --table '0 32768 linear {low} 32768'
+         dmsetup create snap --table \"0 32768 snapshot $M/origin $PWD/cow.img N 8\"
+         dmsetup create pool --table \"0 131072 thin-pool $M/meta $PWD/data.img 128 0\"
+         dmsetup message pool 0 'create_thin 0'; dmsetup create vol --table \"0 65536 thin $M/pool 0\"
+         dmsetup create other --table \"0 32768 linear $PWD/other.img 0\"
+         dmsetup create stopped --table \"0 8 linear {low} 0\"; dmsetup suspend stopped
+         head -c 1M /dev/urandom >content
+         dd if=content of=$M/snap bs=64k oflag=direct status=none
+         mkfs.ext4 -q $M/vol; mkdir mnt; mount $M/vol mnt; cp content mnt; sync mnt/content
+         dmsetup table"
+    ));
+    let hang = below.hang();
+    for deaths in 1..=2 {
+        kill(&world);
+        world.sh(&format!("{READ}/other; timeout 60 dmsetup ls | grep vol"));
+        let log = world.daemon_log();
+        assert_eq!(log.matches(WAITS).count(), deaths * 7, "{log}");
+    }
+    let mut readers =
+        ["part", "snap", "vol", "stopped"].map(|name| start(&world, &format!("{READ}/{name}")));
+    let mut over_nbd = start(
+        &world,
+        "nbdcopy \"nbd+unix:///part?socket=$RUN/nbd.sock\" part.img",
+    );
+    world.sh("sleep 1; dmsetup info stopped | grep SUSPENDED; dmsetup info part | grep ACTIVE");
+    for verb in ["suspend part", "resume stopped"] {
+        world.fails(&format!("timeout 60 dmsetup {verb}"));
+    }
+    for reader in readers.iter_mut().chain([&mut over_nbd]) {
+        assert!(reader.0.try_wait().expect("a child").is_none(), "it waits");
+    }
+    drop(hang);
+    for reader in readers[..3].iter_mut().chain([&mut over_nbd]) {
+        assert!(reader.0.wait().expect("a child").success());
+    }
+    assert!(
+        readers[3].0.try_wait().expect("a child").is_none(),
+        "suspended as before"
+    );
+    assert_eq!(world.sh("dmsetup resume stopped; dmsetup table"), tables);
+    assert!(readers[3].0.wait().expect("a child").success());
+    world.sh(
+        "cmp -n 1048576 content $M/snap; cmp -n 4194304 part.img $M/part
+         cp content mnt/again; umount mnt; fsck.ext4 -fn $M/vol
+         dmsetup remove vol pool snap; dmsetup remove origin meta part stopped other",
+    );
+    world.end();
+    below.end();
+}
+
+#[test]
+fn what_was_in_flight_or_frozen_is_so_until_the_backing_answers() {
+    if !can_make_block_devices("what_was_in_flight_or_frozen_is_so_until_the_backing_answers") {
+        return;
+    }
+    let below = Below::new();
+    let low = &below.path;
+    let world = World::lasting();
+    world.sh(&format!(
+        "dmsetup create part --table '0 8192 linear {low} 0'
+         dmsetup create fs --table '0 32768 linear {low} 32768'
+         mkfs.ext4 -q $M/fs; mkdir mnt; mount $M/fs mnt; sync -f mnt; dmsetup suspend fs
+         head -c 64k /dev/urandom >content"
+    ));
+    let hang = below.hang();
+    let mut write = start(
+        &world,
+        "dd if=content of=$M/part bs=64k oflag=direct conv=fsync status=none",
+    );
+    world.sh("sleep 0.5");
+    kill(&world);
+    let mut frozen = start(&world, "echo thawed >mnt/file");
+    world.sh("timeout 60 dmsetup ls; sleep 1");
+    drop(hang);
+    assert!(write.0.wait().expect("dd").success());
+    world.sh("cmp -n 65536 content $M/part
+         for i in $(seq 100); do dmsetup table fs | grep -q linear && break; sleep 0.1; done; sleep 0.5");
+    assert!(frozen.0.try_wait().expect("bash").is_none(), "it is frozen");
+    world.sh("dmsetup info fs | grep SUSPENDED; dmsetup resume fs");
+    assert!(frozen.0.wait().expect("bash").success());
+    world.sh("grep thawed mnt/file; umount mnt; fsck.ext4 -fn $M/fs; dmsetup remove part fs");
+    world.end();
+    below.end();
+}
+
+#[test]
+fn a_device_that_waits_can_be_given_another_table_removed_and_stopped() {
+    let name = "a_device_that_waits_can_be_given_another_table_removed_and_stopped";
+    if !can_make_block_devices(name) {
+        return;
+    }
+    let below = Below::new();
+    let low = &below.path;
+    let world = World::lasting();
+    world.sh(&format!(
+        "for name in removed replaced cleared kept; do dmsetup create $name --table '0 8192 linear {low} 0'; done
+         dmsetup reload kept --table '0 8192 linear {low} 8192'; truncate -s 4M other.img"
+    ));
+    let hang = below.hang();
+    kill(&world);
+    let mut read = start(&world, &format!("{READ}/replaced"));
+    world.sh("timeout 60 dmsetup remove removed; test ! -e $M/removed
+         dmsetup reload replaced --table \"0 8192 linear $PWD/other.img 0\"
+         dmsetup reload cleared --table '0 8192 error'; sleep 1");
+    assert!(read.0.try_wait().expect("dd").is_none(), "it waits");
+    world.sh(&format!(
+        "timeout 60 dmsetup resume replaced; {READ}/replaced"
+    ));
+    assert!(read.0.wait().expect("dd").success());
+    drop(hang);
+    world.sh(&format!(
+        "{READ}/kept; dmsetup table --inactive kept | grep 8192$
+         dmsetup table replaced | grep ' 0$'; sleep 2; test -z \"$(dmsetup table cleared)\"
+         dmsetup clear cleared; {READ}/cleared; dmsetup table cleared | grep linear"
+    ));
+
+    let hang = below.hang();
+    kill(&world);
+    let mut read = start(&world, &format!("{READ}/kept"));
+    world.sh("timeout 60 dmsetup ls; sleep 0.5");
+    world.fails("timeout 60 thinmap stop");
+    world.sh("timeout 60 thinmap stop --force");
+    assert!(!read.0.wait().expect("dd").success(), "it failed");
+    assert_eq!(world.leftovers(), Vec::<String>::new());
+    drop(hang);
+    world.end();
+    below.end();
+}
+
+/// Which is not served before that device is.
+#[test]
+fn a_backing_may_be_a_file_on_a_device_of_the_same_daemon() {
+    if !can_make_block_devices("a_backing_may_be_a_file_on_a_device_of_the_same_daemon") {
+        return;
+    }
+    let world = World::lasting();
+    world.sh(
+        "truncate -s 64M low.img; dmsetup create low --table \"0 131072 linear $PWD/low.img 0\"
+         mkfs.ext4 -q $M/low; mkdir mnt; mount $M/low mnt; truncate -s 16M mnt/img
+         dmsetup create up --table \"0 32768 linear $PWD/mnt/img 0\"
+         head -c 64k /dev/urandom >content; dd if=content of=$M/up bs=64k oflag=direct status=none",
+    );
+    for _ in 0..2 {
+        kill(&world);
+        world.sh(
+            "dd if=$M/up bs=64k count=1 iflag=direct status=none | cmp - content
+             for i in $(seq 100); do dmsetup table up | grep -q linear && break; sleep 0.1; done",
+        );
+    }
+    world.sh("dmsetup remove up; umount mnt; fsck.ext4 -fn $M/low; dmsetup remove low");
+    world.end();
+}
