@@ -221,3 +221,63 @@ fn a_backing_may_be_a_file_on_a_device_of_the_same_daemon() {
     world.sh("dmsetup remove up; umount mnt; fsck.ext4 -fn $M/low; dmsetup remove low");
     world.end();
 }
+
+#[test]
+fn a_table_that_hangs_keeps_no_other_table_or_command() {
+    if !can_make_block_devices("a_table_that_hangs_keeps_no_other_table_or_command") {
+        return;
+    }
+    let below = Below::new();
+    let low = &below.path;
+    let world = World::lasting();
+    // Each reads a superblock, when it is loaded or when it is resumed.
+    let tables = |a: &str, b: &str, c: &str, d: &str| {
+        [
+            format!("0 32768 thin-pool {a} {b} 128 0"),
+            format!("0 32768 cache {a} {b} {c} 128 1 writeback default 0"),
+            format!("0 32768 era {a} {b} 128"),
+            format!("0 32768 clone {a} {b} {c} 8"),
+            format!("0 32768 writecache s {b} {a} 4096 0"),
+            format!("0 16384 integrity {a} 0 4 D 0"),
+            format!("0 32768 snapshot {b} {a} P 8"),
+            format!("0 32768 mirror disk 2 {a} 1024 2 {b} 0 {c} 0"),
+            format!("0 32768 raid raid1 3 0 region_size 1024 2 {a} {b} {d} {c}"),
+        ]
+    };
+    let file = |name: &str| world.path().join(name).display().to_string();
+    world.sh(&format!(
+        "truncate -s 32M a.img b.img c.img d.img e.img f.img g.img; dmsetup create hung --table '0 65536 linear {low} 0'"
+    ));
+    let hang = below.hang();
+    let hung = world.sh("readlink -f $M/hung");
+    let bad = tables(hung.trim(), &file("b.img"), &file("c.img"), &file("f.img"));
+    let good = tables(
+        &file("a.img"),
+        &file("d.img"),
+        &file("e.img"),
+        &file("g.img"),
+    );
+    for (number, (bad, good)) in bad.iter().zip(good).enumerate() {
+        let mut create = start(
+            &world,
+            &format!("dmsetup create bad{number} --table '{bad}'"),
+        );
+        world.sh("sleep 0.3");
+        assert!(create.0.try_wait().expect("dmsetup").is_none(), "{bad}");
+        world.sh(&format!(
+            "timeout 20 dmsetup ls >/dev/null; timeout 20 dmsetup info bad{number}; timeout 20 thinmap ls-exports
+             timeout 20 dmsetup create good --table '{good}'; timeout 20 dmsetup status good; dmsetup table
+             timeout 20 dmsetup remove good; for f in a b c d e f g; do truncate -s 0 $f.img; truncate -s 32M $f.img; done"
+        ));
+        below.world.sh("dmsetup resume low");
+        create.0.wait().expect("dmsetup");
+        world.sh(&format!(
+            "dmsetup remove bad{number} || true; dd if=/dev/zero of=$M/hung bs=1M count=4 oflag=direct status=none"
+        ));
+        below.world.sh("dmsetup suspend low");
+    }
+    drop(hang);
+    world.sh("dmsetup remove hung");
+    world.end();
+    below.end();
+}

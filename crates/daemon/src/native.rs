@@ -11,6 +11,7 @@ use thinmap_control::native::{DaemonInfo, DeviceExports, Watching};
 use thinmap_control::{DmError, NativeService};
 use thinmap_dm::Watcher;
 use thinmap_exports::block_node::NodeKind;
+use thinmap_units::DmName;
 
 use crate::daemon::Daemon;
 use crate::devices::Device;
@@ -88,9 +89,9 @@ impl NativeService for Daemon {
 
 impl Daemon {
     fn exports_of_device(&self, device: &Device) -> DeviceExports {
-        let visible = device.control.lock();
+        let (node, nbd) = self.where_visible(device);
         let kind = self.block_nodes.kind();
-        let path = visible.node.then(|| device.node.path());
+        let path = node.then(|| device.node.path());
         let is_block = matches!(kind, NodeKind::Loop | NodeKind::Ublk);
         let name = device.md.name();
         DeviceExports {
@@ -100,16 +101,30 @@ impl Daemon {
             minor: device.dev_no().minor,
             sectors: Self::size(device).0,
             node: (self.nodes.as_ref())
-                .filter(|_| visible.node && kind != NodeKind::None)
+                .filter(|_| node && kind != NodeKind::None)
                 .map(|nodes| nodes.path(&name)),
             block_device: path.clone().filter(|_| is_block),
             file: path.filter(|_| kind == NodeKind::FuseFile),
-            nbd: visible
-                .nbd
-                .as_ref()
-                .map(|export| self.nbd_uri(export.as_str())),
+            nbd: nbd.map(|export| self.nbd_uri(export.as_str())),
             notes: self.notes.clone(),
         }
+    }
+
+    /// Whether the device has a node, and the name of its export.
+    fn where_visible(&self, device: &Device) -> (bool, Option<DmName>) {
+        if let Some(visible) = device.control.try_lock() {
+            return (visible.node, visible.nbd.clone());
+        }
+        // A command on it may wait for its backing. What it has a table for it should be seen by.
+        let is_there = device.md.info().live.is_some() || device.stand_in().is_some();
+        let name = || device.md.name();
+        let nbd = self
+            .nbd
+            .read()
+            .as_ref()
+            .filter(|_| is_there)
+            .map(|_| name());
+        (is_there, nbd)
     }
 
     /// The export's address for NBD clients.

@@ -29,7 +29,7 @@ pub struct MappedDevice {
     pub(crate) core: Arc<IoCore>,
     /// Serialises loads, suspends and resumes. Held while a suspend waits for requests.
     pub(crate) control: Mutex<Control>,
-    /// Held around calls of targets' control methods, never while waiting for requests: status works
+    /// Held around calls of targets' control methods but `status`, never while waiting for requests: messages work
     /// while a suspend hangs.
     pub(crate) target_calls: Mutex<()>,
     /// Shortly held; never while a target is called or dropped.
@@ -326,7 +326,7 @@ impl MappedDevice {
         which: WhichTable,
         (noflush, for_successor): (bool, bool),
     ) -> Option<Vec<TargetStatus>> {
-        let _calls = self.target_calls.lock();
+        // No lock: as in the kernel, a device that hangs in a resume can be looked at.
         let table = self.table(which)?;
         let flags = StatusFlags {
             noflush,

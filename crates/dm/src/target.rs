@@ -173,7 +173,7 @@ pub trait Target: Send + Sync {
         let _ = limits;
     }
 
-    /// Appends the line's own part (without start, length and target name) to `out`.
+    /// Appends the line's own part (without start, length and target name) to `out`. May come while another control method runs.
     fn status(&self, kind: StatusKind, flags: StatusFlags, out: &mut String);
 
     /// Obeys a message, words split already; `Some` is the reply.
