@@ -4,7 +4,8 @@ set -uo pipefail
 cd "$(dirname "$0")/.."
 export THINMAP_BIN="$PWD/target/release/thinmap"
 log=$(mktemp)
-trap 'rm -f "$log"' EXIT
+later=$(mktemp -d)
+trap 'rm -rf "$log" "$later"' EXIT
 failed=0
 
 step() {
@@ -14,10 +15,29 @@ step() {
     [ "${PIPESTATUS[0]}" = 0 ] || { failed=1; echo "FAILED: $*"; }
 }
 
+# Those that mostly wait, all at once: what one has to say comes when it has ended.
+run_later() {
+    local name pids=() failed=0
+    for name in "$later"/*.run; do
+        bash "$name" >"$name.out" 2>&1 &
+        pids+=($!)
+    done
+    # Names and processes are in one order.
+    for name in "$later"/*.run; do
+        wait "${pids[0]}" || failed=1
+        pids=("${pids[@]:1}")
+        cat "$name.out"
+    done
+    return "$failed"
+}
+
 step "format" cargo fmt --all --check
 step "lints" cargo clippy --workspace --all-targets --locked -q -- -D warnings
-# With the output of passing tests, so that skips and their reasons are seen.
-step "tests" cargo test --workspace --locked --no-fail-fast -- --show-output
+# With the output of passing tests, so that skips and their reasons are seen. Two binaries wait for the others: see the runner.
+host=$(rustc -vV | sed -n 's/^host: //p' | tr 'a-z-' 'A-Z_')
+step "tests" env THINMAP_TESTS_LATER="$later" "CARGO_TARGET_${host}_RUNNER=$PWD/scripts/test-runner.sh" \
+    cargo test --workspace --locked --no-fail-fast -- --show-output
+step "tests beside each other" run_later
 
 # The simulator must notice a broken order of commits.
 step "canary" cargo test --locked -p thinmap-simulator --features canary --test canary -- --show-output

@@ -145,11 +145,22 @@ fn what_was_in_flight_or_frozen_is_so_until_the_backing_answers() {
     drop(hang);
     assert!(write.0.wait().expect("dd").success());
     world.sh("cmp -n 65536 content $M/part
-         for i in $(seq 100); do dmsetup table fs | grep -q linear && break; sleep 0.1; done; sleep 0.5");
+         for i in $(seq 100); do dmsetup status fs | grep -q linear && break; sleep 0.1; done; sleep 0.5");
     assert!(frozen.0.try_wait().expect("bash").is_none(), "it is frozen");
     world.sh("dmsetup info fs | grep SUSPENDED; dmsetup resume fs");
     assert!(frozen.0.wait().expect("bash").success());
-    world.sh("grep thawed mnt/file; umount mnt; fsck.ext4 -fn $M/fs; dmsetup remove part fs");
+    // The same, but that it gets another table before.
+    world.sh("sync -f mnt; dmsetup suspend fs");
+    world.sh(&format!(
+        "dd if={low} of=copy.img bs=1M skip=16 count=16 iflag=direct status=none"
+    ));
+    let hang = below.hang();
+    kill(&world);
+    let mut frozen = start(&world, "echo elsewhere >mnt/file2");
+    world.sh("dmsetup reload fs --table \"0 32768 linear $PWD/copy.img 0\"; timeout 60 dmsetup resume fs");
+    assert!(frozen.0.wait().expect("bash").success());
+    drop(hang);
+    world.sh("grep thawed mnt/file; grep elsewhere mnt/file2; umount mnt; fsck.ext4 -fn $M/fs; dmsetup remove part fs");
     world.end();
     below.end();
 }
@@ -181,7 +192,7 @@ fn a_device_that_waits_can_be_given_another_table_removed_and_stopped() {
     drop(hang);
     world.sh(&format!(
         "{READ}/kept; dmsetup table --inactive kept | grep 8192$
-         dmsetup table replaced | grep ' 0$'; sleep 2; test -z \"$(dmsetup table cleared)\"
+         dmsetup table replaced | grep ' 0$'; sleep 2; test -z \"$(dmsetup status cleared)\"
          dmsetup clear cleared; {READ}/cleared; dmsetup table cleared | grep linear"
     ));
 
@@ -206,19 +217,26 @@ fn a_backing_may_be_a_file_on_a_device_of_the_same_daemon() {
     }
     let world = World::lasting();
     world.sh(
-        "truncate -s 64M low.img; dmsetup create low --table \"0 131072 linear $PWD/low.img 0\"
+        "truncate -s 128M low.img data.img; dmsetup create low --table \"0 262144 linear $PWD/low.img 0\"
          mkfs.ext4 -q $M/low; mkdir mnt; mount $M/low mnt; truncate -s 16M mnt/img
          dmsetup create up --table \"0 32768 linear $PWD/mnt/img 0\"
-         head -c 64k /dev/urandom >content; dd if=content of=$M/up bs=64k oflag=direct status=none",
+         head -c 64k /dev/urandom >content; dd if=content of=$M/up bs=64k oflag=direct status=none
+         # Its beginning is not on the device.
+         fallocate -l 32M mnt/img2; dmsetup create meta --table \"0 16384 linear $PWD/mnt/img2 2048\"
+         dmsetup create pool --table \"0 65536 thin-pool $M/meta $PWD/data.img 128 0\"
+         dmsetup message pool 0 'create_thin 0'; dmsetup create vol --table \"0 32768 thin $M/pool 0\"
+         dd if=content of=$M/vol bs=64k oflag=direct status=none",
     );
     for _ in 0..2 {
         kill(&world);
         world.sh(
             "dd if=$M/up bs=64k count=1 iflag=direct status=none | cmp - content
-             for i in $(seq 100); do dmsetup table up | grep -q linear && break; sleep 0.1; done",
+             timeout 60 dd if=$M/vol bs=64k count=1 iflag=direct status=none | cmp - content",
         );
     }
-    world.sh("dmsetup remove up; umount mnt; fsck.ext4 -fn $M/low; dmsetup remove low");
+    assert!(!world.daemon_log().contains("cannot come back"));
+    world.sh("for i in $(seq 100); do dmsetup suspend vol && dmsetup resume vol && break; sleep 0.1; done
+         dmsetup remove vol pool meta up; umount mnt; fsck.ext4 -fn $M/low; dmsetup remove low");
     world.end();
 }
 
@@ -279,5 +297,129 @@ fn a_table_that_hangs_keeps_no_other_table_or_command() {
     drop(hang);
     world.sh("dmsetup remove hung");
     world.end();
+    below.end();
+}
+
+/// Its old data would be gone: nobody would have copied them.
+#[test]
+fn an_origin_waits_for_its_snapshots() {
+    if !can_make_block_devices("an_origin_waits_for_its_snapshots") {
+        return;
+    }
+    let below = Below::new();
+    let low = &below.path;
+    let world = World::lasting();
+    world.sh(&format!(
+        "head -c 16M /dev/urandom >org.img; cp org.img old; head -c 64k /dev/urandom >new; truncate -s 16M cow2.img
+         dmsetup create base --table \"0 32768 linear $PWD/org.img 0\"
+         dmsetup create org --table \"0 32768 snapshot-origin $M/base\"
+         dmsetup create snap --table \"0 32768 snapshot $M/base {low} P 8\"
+         dmsetup create snap2 --table \"0 32768 snapshot $M/base $PWD/cow2.img N 8\""
+    ));
+    let hang = below.hang();
+    kill(&world);
+    let mut write = start(
+        &world,
+        "dd if=new of=$M/org bs=64k oflag=direct status=none",
+    );
+    world.sh("timeout 60 cmp -n 65536 old $M/snap2; sleep 0.5");
+    assert!(write.0.try_wait().expect("dd").is_none(), "it waits");
+    drop(hang);
+    assert!(write.0.wait().expect("dd").success());
+    world.sh("cmp -n 65536 new $M/org; cmp old $M/snap; cmp old $M/snap2");
+    // One that cannot come back at all is none any more, as its origin goes on.
+    world.sh("mv cow2.img away.img");
+    kill(&world);
+    world.sh("timeout 60 dd if=new of=$M/org bs=64k seek=1 oflag=direct status=none; mv away.img cow2.img");
+    kill(&world);
+    world.sh("timeout 60 cmp old $M/snap; test -z \"$(dmsetup table snap2)\"");
+    world.sh("dmsetup remove snap snap2 org; dmsetup remove base");
+    world.end();
+    below.end();
+}
+
+#[test]
+fn what_a_waiting_device_stands_on_is_in_use_and_messages_are_refused() {
+    let name = "what_a_waiting_device_stands_on_is_in_use_and_messages_are_refused";
+    if !can_make_block_devices(name) {
+        return;
+    }
+    let below = Below::new();
+    let low = &below.path;
+    let world = World::lasting();
+    world.sh(&format!(
+        "truncate -s 16M good.img data.img
+         dmsetup create mid --table '0 8192 linear {low} 0'; dmsetup create up --table \"0 8192 linear $M/mid 0\"
+         dmsetup create good --table \"0 8192 linear $PWD/good.img 0\"
+         dmsetup create join --table \"0 8192 linear $M/good 0
+8192 8192 linear {low} 8192\"; dmsetup remove --deferred good
+         dmsetup create pool --table \"0 32768 thin-pool {low} $PWD/data.img 128 0\" || true
+         dmsetup remove --force forced 2>/dev/null || true
+         dmsetup create forced --table '0 8192 linear {low} 0'
+         dmsetup create swap --table \"0 8 linear $PWD/good.img 8192\"; dmsetup reload swap --table '0 8 linear {low} 0'"
+    ));
+    let tables = world.sh("dmsetup table");
+    let hang = below.hang();
+    kill(&world);
+    assert_eq!(world.sh("timeout 60 dmsetup table"), tables);
+    world.fails("timeout 20 dmsetup remove mid");
+    world.sh("dmsetup info good; test $(dmsetup info -c --noheadings -o open good) = 1; thinmap ls-exports up | grep '8192 sectors'");
+    let error = world.fails("timeout 20 dmsetup message pool 0 'create_thin 1'");
+    assert!(error.contains("busy"), "{error}");
+    // A table that was to be swapped in must not seem to have been.
+    world.fails("timeout 20 dmsetup resume swap");
+    let mut read = start(&world, &format!("{READ}/forced"));
+    world.sh("sleep 0.5");
+    let _ = world.try_sh("timeout 20 dmsetup remove --force forced");
+    assert!(!read.0.wait().expect("dd").success(), "an error");
+    world.try_sh("dmsetup remove forced");
+    drop(hang);
+    world.sh(&format!(
+        "{READ}/up; {READ}/join; for i in $(seq 100); do dmsetup message pool 0 'create_thin 1' && break; sleep 0.1; done
+         for i in $(seq 100); do dmsetup resume swap && break; sleep 0.1; done
+         dmsetup table swap | grep -v good
+         dmsetup remove up mid join pool swap; for i in $(seq 50); do dmsetup info good 2>/dev/null || exit 0; sleep 0.1; done; exit 1"
+    ));
+    world.end();
+    below.end();
+}
+
+#[test]
+fn one_that_hangs_again_keeps_no_other_late_device() {
+    if !can_make_block_devices("one_that_hangs_again_keeps_no_other_late_device") {
+        return;
+    }
+    let below = Below::new();
+    let second = Below::new();
+    let (low, low2) = (&below.path, &second.path);
+    let world = World::lasting();
+    world.sh(&format!(
+        "truncate -s 16M good.img
+         for n in 1 2 3; do dmsetup create a$n --table '0 8192 linear {low} 0'; done
+         dmsetup create up --table \"0 8192 linear $M/a3 0\""
+    ));
+    let hang = below.hang();
+    let hang2 = second.hang();
+    kill(&world);
+    // A load by a user that hangs on another device.
+    let mut load = start(
+        &world,
+        &format!("dmsetup reload a2 --table \"0 8192 era {low2} $PWD/good.img 128\""),
+    );
+    // And a new table for what another one stands on.
+    world.sh(&format!(
+        "dmsetup reload a3 --table \"0 8192 linear $PWD/good.img 0\"; sleep 1
+         timeout 60 dmsetup resume a3; {READ}/a3; {READ}/up"
+    ));
+    drop(hang);
+    world.sh(&format!("{READ}/a1"));
+    drop(hang2);
+    load.0.wait().expect("dmsetup");
+    world.sh(&format!(
+        "dmsetup clear a2; {READ}/a2; dmsetup suspend a2; dmsetup resume a2"
+    ));
+    world.sh("dmsetup remove up a1 a2 a3");
+    world.end();
+    second.end();
     below.end();
 }

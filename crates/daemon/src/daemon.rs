@@ -17,7 +17,7 @@ use thinmap_exports::nbd::NbdServer;
 use thinmap_runtime::ActorHandle;
 use thinmap_units::{DevNo, DmName, Sector};
 
-use crate::devices::{Device, Devices, Visible};
+use crate::devices::{Device, Devices, Lost, Visible};
 use crate::keeper::link::KeeperLink;
 use crate::nodes::Nodes;
 use crate::state_log::StateLog;
@@ -285,6 +285,9 @@ impl Daemon {
         if let Err(error) = device.node.remove(force) {
             device.md.cancel_removal();
             device.set_removing(false);
+            if let (Some((stand_in, _)), Some(_)) = (device.stand_in(), device.silent_backing()) {
+                stand_in.hold();
+            }
             return Err(match error {
                 NodeError::Busy { .. } => busy(outside),
                 error => DmError {
@@ -306,6 +309,7 @@ impl Daemon {
         // Before the number can be another device's.
         self.forget(device.dev_no());
         device.md.destroy();
+        *device.lost.lock() = Lost::default();
         Ok(())
     }
 
@@ -373,7 +377,10 @@ impl Daemon {
 
     /// Size of a device as its users see it.
     pub(crate) fn size(device: &Device) -> Sector {
-        device.md.size()
+        match device.stand_in() {
+            Some((stand_in, _)) => stand_in.size(),
+            None => device.md.size(),
+        }
     }
 }
 

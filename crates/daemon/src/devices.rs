@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::{Mutex, RwLock};
-use thinmap_dm::MappedDevice;
+use thinmap_dm::{DeviceUse, MappedDevice};
 use thinmap_exports::block_node::BlockNode;
 use thinmap_units::{DevNo, DmName, DmUuid};
 
@@ -34,18 +34,20 @@ pub struct Device {
 }
 
 /// What a device had under the last daemon and does not have: its tables' backings do not answer yet, or its tables cannot be loaded.
-#[derive(Clone, Default)]
+#[derive(Default)]
 pub struct Lost {
     /// The table that took requests.
     pub live: Option<SavedTable>,
     /// The table that waited for a resume.
     pub inactive: Option<SavedTable>,
-    /// Requests waited for a resume. As the next one.
+    /// Requests waited for a resume. As the next one, of a device that waits.
     pub suspended: bool,
     /// The file system on it was, and is, frozen.
     pub frozen: bool,
     /// The backing that does not answer. Until it does, requests wait.
     pub silent: Option<String>,
+    /// Keeps the devices open that the tables name, as the tables would.
+    pub below: Vec<DeviceUse>,
 }
 
 /// Where the device can be seen now.
@@ -93,6 +95,16 @@ impl Device {
         let stand_in = self.stand_in.lock().clone()?;
         let lost = self.lost.lock();
         Some((stand_in, lost.live.as_ref().is_some_and(|t| t.read_only)))
+    }
+
+    /// A table that it will have when a backing answers.
+    pub fn awaited_table(&self, inactive: bool) -> Option<SavedTable> {
+        let lost = self.lost.lock();
+        lost.silent.as_ref()?;
+        match inactive {
+            false => lost.live.clone(),
+            true => lost.inactive.clone(),
+        }
     }
 
     /// The backing that its table waits for.

@@ -1,34 +1,52 @@
 //! Devices whose backings did not answer when the others were served. Requests wait for them ([`crate::stand_in`]), and each comes back
 //! when all that it stands on has answered.
 
+use std::collections::BTreeSet;
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use rustix::io::Errno;
 use thinmap_control::DmError;
 use thinmap_dm::KeptMemory;
+use thinmap_units::DevNo;
 
 use crate::daemon::Daemon;
 use crate::devices::{Device, Lost};
+use crate::order::{Returning, Tables};
 use crate::question::Question;
-use crate::resume::{Returning, Tables};
 
-/// How often it is looked whether the daemon ends.
-const LOOK: Duration = Duration::from_secs(1);
+/// How often it is looked whether the daemon ends, and whether a device that could not be had before can be now.
+const LOOK: Duration = Duration::from_millis(500);
 
 /// See the module.
 pub(crate) struct Late {
     question: Question,
     /// Each after those that its tables name.
     devices: Vec<Returning>,
+    /// Devices that are being brought back, each stack in a thread of its own: it may hang again.
+    under_way: BTreeSet<DevNo>,
+    ended: (Sender<Ended>, Receiver<Ended>),
+}
+
+/// A thread has done with a stack.
+struct Ended {
+    stack: Vec<DevNo>,
+    /// Those that have to wait once more.
+    again: Vec<Returning>,
 }
 
 impl Late {
     pub fn new(question: Question, devices: Vec<Returning>) -> Self {
-        Self { question, devices }
+        Self {
+            question,
+            devices,
+            under_way: BTreeSet::new(),
+            ended: channel(),
+        }
     }
 
-    /// Brings them back, in a thread. Everything else is served.
+    /// Brings them back, in threads. Everything else is served.
     ///
     /// # Errors
     /// The system's, when no thread can be had.
@@ -41,18 +59,22 @@ impl Late {
     }
 
     fn run(mut self, daemon: &Weak<Daemon>) {
-        while !self.devices.is_empty() {
-            self.question.listen(LOOK);
-            let Some(daemon) = daemon.upgrade().filter(|d| !d.is_stopping()) else {
+        while !self.devices.is_empty() || !self.under_way.is_empty() {
+            let Some(serving) = daemon.upgrade().filter(|d| !d.is_stopping()) else {
                 return;
             };
-            let question = &self.question;
-            let (silent, come): (Vec<_>, Vec<_>) = (self.devices.drain(..))
-                .partition(|one| question.first_silent(one.stands_on()).is_some());
-            self.devices = come_back(&daemon, come);
-            self.devices.extend(silent);
-            if self.question.is_over() && !self.devices.is_empty() {
-                std::thread::sleep(LOOK);
+            for stack in self.take_ready() {
+                self.bring_back(&serving, stack);
+            }
+            drop(serving);
+            if self.question.is_over() {
+                let ended = self.ended.1.recv_timeout(LOOK);
+                ended.into_iter().for_each(|ended| self.take(ended));
+            } else {
+                self.question.listen(LOOK);
+            }
+            while let Ok(ended) = self.ended.1.try_recv() {
+                self.take(ended);
             }
         }
         let Some(daemon) = daemon.upgrade() else {
@@ -63,14 +85,80 @@ impl Late {
             continuity.link.all_are_back();
         }
     }
+
+    fn take(&mut self, ended: Ended) {
+        ended.stack.iter().for_each(|number| {
+            self.under_way.remove(number);
+        });
+        self.devices.extend(ended.again);
+        self.devices.sort_by_key(|one| one.place);
+    }
+
+    /// Takes those that wait for nothing more out of the list: stacks that have no device in common.
+    fn take_ready(&mut self) -> Vec<Vec<Returning>> {
+        let mut unserved = self.under_way.clone();
+        let mut stacks: Vec<Vec<Returning>> = Vec::new();
+        for one in std::mem::take(&mut self.devices) {
+            if one.device.removing() {
+                continue;
+            }
+            let waits = one.waits_for(&self.question, &unserved).is_some();
+            if waits || is_given_a_table(&one.device) {
+                if one.late.live && one.device.md.info().live.is_none() {
+                    unserved.insert(one.saved.dev_no());
+                }
+                self.devices.push(one);
+                continue;
+            }
+            let below =
+                |stack: &Vec<Returning>| stack.iter().any(|other| one.needs(other.saved.dev_no()));
+            let (mine, others): (Vec<_>, Vec<_>) = stacks.into_iter().partition(below);
+            stacks = others;
+            stacks.push(mine.into_iter().flatten().chain([one]).collect());
+        }
+        for stack in &mut stacks {
+            stack.sort_by_key(|one| one.place);
+        }
+        stacks
+    }
+
+    fn bring_back(&mut self, daemon: &Arc<Daemon>, stack: Vec<Returning>) {
+        let numbers: Vec<DevNo> = stack.iter().map(|one| one.saved.dev_no()).collect();
+        self.under_way.extend(&numbers);
+        let (daemon, sender) = (daemon.clone(), self.ended.0.clone());
+        let back = move || {
+            let again = come_back(&daemon, stack);
+            let stack = numbers;
+            let _ = sender.send(Ended { stack, again });
+        };
+        let thread = std::thread::Builder::new().name("thinmap-back".to_owned());
+        if let Err(error) = thread.spawn(back) {
+            tracing::error!(%error, "no thread to bring devices back: they wait for the next daemon");
+        }
+    }
 }
 
-/// Their backings have answered. Commands on them wait meanwhile. Those that somebody is giving another table are returned: he may clear it.
-fn come_back(daemon: &Daemon, come: Vec<Returning>) -> Vec<Returning> {
-    let (come, others): (Vec<_>, Vec<_>) =
-        (come.into_iter()).partition(|one| one.device.md.info().inactive.is_none());
-    let mut controls: Vec<_> = come.iter().map(|one| one.device.control.lock()).collect();
-    let due: Vec<_> = come.iter().map(|one| (one, still_wanted(one))).collect();
+/// Somebody gives it another table; he may clear it again.
+fn is_given_a_table(device: &Device) -> bool {
+    device.md.info().inactive.is_some()
+}
+
+/// What a stack waited for has answered. Those that have to wait once more are returned: all, while a command is under way on one.
+fn come_back(daemon: &Daemon, stack: Vec<Returning>) -> Vec<Returning> {
+    let controls: Vec<_> = stack
+        .iter()
+        .map(|one| one.device.control.try_lock())
+        .collect();
+    let is_given = stack.iter().any(|one| is_given_a_table(&one.device));
+    let Some(mut controls) = controls
+        .into_iter()
+        .collect::<Option<Vec<_>>>()
+        .filter(|_| !is_given)
+    else {
+        std::thread::sleep(LOOK);
+        return stack;
+    };
+    let due: Vec<_> = stack.iter().map(|one| (one, still_wanted(one))).collect();
     let kept = daemon.env.shared.of::<KeptMemory>();
     kept.set_bringing_back(true);
     daemon.bring_back_tables(&due);
@@ -79,8 +167,14 @@ fn come_back(daemon: &Daemon, come: Vec<Returning>) -> Vec<Returning> {
         if !due.live && !due.inactive {
             continue;
         }
-        if device.md.info().live.is_some() {
-            *device.lost.lock() = Lost::default();
+        let facts = device.md.info();
+        if facts.live.is_some() {
+            let mut lost = device.lost.lock();
+            let inactive = lost.inactive.take().filter(|_| facts.inactive.is_none());
+            *lost = Lost {
+                inactive,
+                ..Lost::default()
+            };
             tracing::info!(device = %device.md.name(), "is back: its backings have answered");
         }
         if let Err(error) = daemon.make_visible(device, visible) {
@@ -88,42 +182,44 @@ fn come_back(daemon: &Daemon, come: Vec<Returning>) -> Vec<Returning> {
         }
         daemon.save(device);
     }
-    others
+    Vec::new()
 }
 
 /// Somebody may have removed the device meanwhile, or given it another table.
 fn still_wanted(one: &Returning) -> Tables {
     let (device, lost) = (&one.device, one.device.lost.lock());
-    let facts = device.md.info();
-    let is_there = !device.removing() && facts.inactive.is_none();
+    let is_there = !device.removing();
     Tables {
-        live: is_there && lost.live.is_some() && facts.live.is_none(),
+        live: is_there && lost.live.is_some() && device.md.info().live.is_none(),
         inactive: is_there && lost.inactive.is_some(),
     }
 }
 
-/// Refused while the device waits for the table that it had under the last daemon: there is nothing to suspend or resume yet.
+/// Refused while the device does not have the table that it had under the last daemon: there is nothing to suspend, resume or send a message to.
 pub(crate) fn has_its_table(device: &Device) -> Result<(), DmError> {
-    match device.silent_backing() {
+    let lost = device.lost.lock();
+    if lost.live.is_none() || device.md.info().live.is_some() {
+        return Ok(());
+    }
+    Err(not_back(device, &lost, "table"))
+}
+
+/// The same for the table that a resume would make live.
+pub(crate) fn has_its_inactive_table(device: &Device) -> Result<(), DmError> {
+    let lost = device.lost.lock();
+    match lost.inactive {
+        Some(_) => Err(not_back(device, &lost, "inactive table")),
         None => Ok(()),
-        Some(backing) => Err(DmError::new(
-            Errno::BUSY,
-            format!(
-                "device-mapper: {}: its table is not back since the last daemon's end: {backing} does not answer",
-                device.md.name()
-            ),
-        )),
     }
 }
 
-impl Daemon {
-    /// The device has another table than the one that did not come back.
-    pub(crate) fn forget_lost(&self, device: &Device) {
-        let lost = std::mem::take(&mut *device.lost.lock());
-        if lost.frozen
-            && let Some(freezer) = &self.env.freezer
-        {
-            freezer.thaw(device.dev_no());
-        }
-    }
+fn not_back(device: &Device, lost: &Lost, what: &str) -> DmError {
+    let (errno, why) = match &lost.silent {
+        Some(backing) => (Errno::BUSY, format!("{backing} does not answer")),
+        None => (Errno::IO, "it could not be loaded".to_owned()),
+    };
+    let name = device.md.name();
+    let text =
+        format!("device-mapper: {name}: its {what} is not back since the last daemon's end: {why}");
+    DmError::new(errno, text)
 }

@@ -15,6 +15,7 @@ mod lifecycle;
 mod native;
 mod nodes;
 mod opener;
+mod order;
 mod privileges;
 mod question;
 mod reaper;

@@ -2,17 +2,19 @@
 //! that brings devices back, and with it all other devices.
 //!
 //! A process of its own asks, since nobody can take a thread back that waits in the kernel: such a process may stay behind, and
-//! holds nothing of the daemon's. It gets a line for each backing, then an empty one, answers with the numbers of those that have answered
-//! (well or with an error), and ends when all have, or when its input does.
+//! holds nothing of the daemon's. It gets a line for each backing, then an empty one. It answers with `NUMBER on MAJOR:MINOR` as soon as it knows
+//! which device a file lies on, and with `NUMBER` when the backing has answered, well or with an error; it ends when all have, or when its
+//! input does.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, BufRead, Read, Write};
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec};
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{Mode, OFlags, SeekFrom};
 use rustix::io::Errno;
 use thinmap_runtime::IoBuf;
 use thinmap_units::DevNo;
@@ -27,6 +29,8 @@ pub(crate) struct Question {
     /// By the numbers of the answers.
     backings: Vec<String>,
     silent: BTreeSet<String>,
+    /// Devices that files lie on, as far as known.
+    homes: BTreeMap<String, DevNo>,
     asked: Option<Asked>,
 }
 
@@ -45,6 +49,7 @@ impl Question {
         let mut question = Self {
             backings: backings.iter().cloned().collect(),
             silent: backings,
+            homes: BTreeMap::new(),
             asked: None,
         };
         if !question.is_over() {
@@ -56,10 +61,10 @@ impl Question {
         question
     }
 
-    /// Waits until all have answered, or so long.
-    pub fn wait(&mut self, patience: Duration) {
+    /// Waits until all have answered, or so long; not for files on devices that are `unserved`.
+    pub fn wait(&mut self, patience: Duration, unserved: &BTreeSet<DevNo>) {
         let until = Instant::now() + patience;
-        while !self.is_over() {
+        while !self.is_settled(unserved) {
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return;
@@ -72,11 +77,7 @@ impl Question {
     pub fn listen(&mut self, patience: Duration) {
         let Some(asked) = &mut self.asked else { return };
         match asked.next(patience) {
-            Ok(numbers) => {
-                for backing in numbers.into_iter().filter_map(|n| self.backings.get(n)) {
-                    self.silent.remove(backing);
-                }
-            }
+            Ok(answers) => answers.into_iter().for_each(|answer| self.note(answer)),
             Err(error) => self.give_up(&error),
         }
         if self.is_over() {
@@ -84,19 +85,36 @@ impl Question {
         }
     }
 
+    /// Nothing can be heard any more before the devices `unserved` are served.
+    fn is_settled(&self, unserved: &BTreeSet<DevNo>) -> bool {
+        let is_behind =
+            |backing: &String| self.home(backing).is_some_and(|on| unserved.contains(&on));
+        self.silent.iter().all(is_behind)
+    }
+
+    fn note(&mut self, (number, home): (usize, Option<DevNo>)) {
+        let Some(backing) = self.backings.get(number) else {
+            return;
+        };
+        match home {
+            Some(home) => drop(self.homes.insert(backing.clone(), home)),
+            None => drop(self.silent.remove(backing)),
+        }
+    }
+
+    /// The device that the backing, a file, lies on.
+    pub fn home(&self, backing: &str) -> Option<DevNo> {
+        self.homes.get(backing).copied()
+    }
+
     /// Whether there is nothing more to wait for.
     pub fn is_over(&self) -> bool {
         self.silent.is_empty()
     }
 
-    /// The first of these that has not answered.
-    pub fn first_silent<'a>(
-        &self,
-        mut backings: impl Iterator<Item = &'a String>,
-    ) -> Option<&'a str> {
-        backings
-            .find(|backing| self.silent.contains(*backing))
-            .map(String::as_str)
+    /// It has not answered.
+    pub fn is_silent(&self, backing: &str) -> bool {
+        self.silent.contains(backing)
     }
 
     fn give_up(&mut self, error: &io::Error) {
@@ -146,8 +164,8 @@ fn ask(backings: &[String]) -> io::Result<Asked> {
 }
 
 impl Asked {
-    /// Numbers that come within this time, as soon as there are some.
-    fn next(&mut self, patience: Duration) -> io::Result<Vec<usize>> {
+    /// What comes within this time, as soon as there is something: backings that have answered, or devices that they lie on.
+    fn next(&mut self, patience: Duration) -> io::Result<Vec<(usize, Option<DevNo>)>> {
         let timeout = Timespec::try_from(patience).map_err(io::Error::other)?;
         let mut fds = [PollFd::new(&self.output, PollFlags::IN)];
         match rustix::event::poll(&mut fds, Some(&timeout)) {
@@ -162,7 +180,11 @@ impl Asked {
         let whole = self.text.iter().rposition(|byte| *byte == b'\n');
         let lines: Vec<u8> = self.text.drain(..whole.map_or(0, |at| at + 1)).collect();
         let lines = String::from_utf8_lossy(&lines);
-        Ok(lines.lines().filter_map(|line| line.parse().ok()).collect())
+        let answer = |line: &str| match line.split_once(" on ") {
+            Some((number, home)) => Some((number.parse().ok()?, Some(home.parse().ok()?))),
+            None => Some((line.parse().ok()?, None)),
+        };
+        Ok(lines.lines().filter_map(answer).collect())
     }
 }
 
@@ -186,7 +208,7 @@ pub fn answer() -> io::Result<()> {
         let asks = std::thread::Builder::new()
             .stack_size(STACK_BYTES)
             .spawn(move || {
-                touch(&backing);
+                touch(number, &backing);
                 tell(number);
                 drop(sender);
             });
@@ -204,23 +226,33 @@ pub fn answer() -> io::Result<()> {
     std::process::exit(0);
 }
 
-fn tell(number: usize) {
+fn tell(what: impl std::fmt::Display) {
     let mut output = io::stdout().lock();
-    let _ = writeln!(output, "{number}").and_then(|()| output.flush());
+    let _ = writeln!(output, "{what}").and_then(|()| output.flush());
 }
 
-/// Opens the backing and reads its beginning past the page cache, which would answer for it. What comes of it does not matter here.
-fn touch(backing: &str) {
+/// Opens the backing and reads where its data begin, past the page cache, which would answer for it. What comes of it does not matter here.
+fn touch(number: usize, backing: &str) {
     let path = match backing.parse::<DevNo>() {
         Ok(number) => host_path(number, backing).ok(),
         Err(_) => Some(backing.into()),
     };
     let Some(path) = path else { return };
+    if let Ok(metadata) = std::fs::metadata(&path)
+        && metadata.is_file()
+    {
+        tell(format_args!(
+            "{number} on {}",
+            DevNo::from_dev_t(metadata.dev())
+        ));
+    }
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
     let open = |flags| rustix::fs::open(&path, flags, Mode::empty());
     let opened = open(flags | OFlags::DIRECT).or_else(|_| open(flags));
     if let Ok(fd) = opened {
-        let _ = rustix::io::pread(fd, IoBuf::alloc(4096).as_mut_slice(), 0);
+        // A hole answers at once, whatever is behind the rest. Block devices have none.
+        let data = rustix::fs::seek(&fd, SeekFrom::Data(0)).unwrap_or(0);
+        let _ = rustix::io::pread(fd, IoBuf::alloc(4096).as_mut_slice(), data & !4095);
     }
 }
 

@@ -4,17 +4,18 @@
 //! [`crate::late`]. A device that cannot come back (its backing has gone) stays without a table: its users get errors, and the log says
 //! why; the others are served.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use thinmap_dm::{DeviceError, MappedDevice, SuspendFlags};
+use thinmap_dm::{DeviceError, DeviceUse, MappedDevice, SuspendFlags};
 use thinmap_units::{DevNo, DmName, DmUuid};
 
 use crate::daemon::Daemon;
 use crate::devices::{Device, Lost};
 use crate::late::Late;
+use crate::order::{Returning, StandsOn, Tables, backings, bottom_up};
 use crate::question::Question;
 use crate::stand_in::StandIn;
 use crate::state::{SavedDevice, SavedTable};
@@ -25,31 +26,6 @@ const ANSWER_MAX: Duration = Duration::from_secs(5);
 /// serve.
 pub(crate) const BUSY_MAX: Duration = Duration::from_secs(45);
 const BUSY_PAUSE: Duration = Duration::from_millis(2);
-
-/// A device on its way back.
-pub(crate) struct Returning {
-    pub saved: SavedDevice,
-    pub device: Arc<Device>,
-    /// Backings that its live table stands on, also by way of other devices; and its inactive one.
-    live_on: BTreeSet<String>,
-    inactive_on: BTreeSet<String>,
-    /// What of it had not answered when the others were served.
-    pub late: Tables,
-}
-
-/// Some of a device's two tables.
-#[derive(Clone, Copy, Default)]
-pub(crate) struct Tables {
-    pub live: bool,
-    pub inactive: bool,
-}
-
-impl Returning {
-    /// All that it stands on.
-    pub fn stands_on(&self) -> impl Iterator<Item = &String> {
-        self.live_on.iter().chain(&self.inactive_on)
-    }
-}
 
 impl Daemon {
     /// Brings back what was saved, but for what comes late. Nothing is served yet.
@@ -65,9 +41,10 @@ impl Daemon {
             }
         }
         let mut returning = bottom_up(adopted, &ours);
-        question.wait(ANSWER_MAX);
+        question.wait(ANSWER_MAX, &ours);
+        let mut late = BTreeSet::new();
         for one in &mut returning {
-            self.expect(one, &question);
+            self.expect(one, &question, &ours, &mut late);
         }
         let in_time = |one: &Returning| Tables {
             live: !one.late.live,
@@ -89,28 +66,59 @@ impl Daemon {
         Ok((!returning.is_empty()).then(|| Late::new(question, returning)))
     }
 
-    /// Finds out what of a device comes late.
-    fn expect(&self, one: &mut Returning, question: &Question) {
-        let silent = |on: &BTreeSet<String>| question.first_silent(on.iter()).map(str::to_owned);
+    /// Finds out what of a device comes late. `late` has the devices so far whose live tables do.
+    fn expect(
+        &self,
+        one: &mut Returning,
+        question: &Question,
+        ours: &BTreeSet<DevNo>,
+        late: &mut BTreeSet<DevNo>,
+    ) {
+        // Before anything is served no file on a device of ours can be opened.
+        let waits_for = |on: &StandsOn| {
+            let mut backings = on.backings.iter();
+            let unserved =
+                |backing: &&String| question.home(backing).is_some_and(|on| ours.contains(&on));
+            let unserved = backings.find(unserved).cloned();
+            unserved.or_else(|| on.waits_for(question, late))
+        };
         let (device, saved) = (&one.device, &one.saved);
+        let live = waits_for(&one.live_on).filter(|_| saved.live.is_some());
+        let inactive = waits_for(&one.inactive_on).filter(|_| saved.inactive.is_some());
         let mut lost = device.lost.lock();
-        let live = silent(&one.live_on).filter(|_| saved.live.is_some());
         if let Some(backing) = &live {
             tracing::error!(device = %device.md.name(), %backing, "this backing does not answer: the device's I/O waits for it");
+            late.insert(saved.dev_no());
             lost.live.clone_from(&saved.live);
             lost.suspended = saved.suspended;
             lost.frozen = saved.frozen;
-            lost.silent = Some(backing.clone());
             self.put_in_place(device, saved);
         }
-        let inactive = live.or_else(|| silent(&one.inactive_on));
-        if inactive.is_some() {
+        let silent = live.or(inactive);
+        if silent.is_some() {
+            // With a late live table the other one comes after it.
             lost.inactive.clone_from(&saved.inactive);
+            lost.below = self.hold_below(one);
         }
+        lost.silent = silent;
         one.late = Tables {
             live: lost.live.is_some(),
             inactive: lost.inactive.is_some(),
         };
+    }
+
+    /// Opens the devices of ours that its tables name, as the tables will.
+    fn hold_below(&self, one: &Returning) -> Vec<DeviceUse> {
+        let tables = one.saved.tables();
+        let named = tables
+            .flat_map(SavedTable::devices)
+            .filter_map(|word| word.parse().ok());
+        let named: BTreeSet<DevNo> = named.collect();
+        let below = named
+            .into_iter()
+            .filter_map(|number| self.devices.by_dev(number));
+        let open = |below: Arc<Device>| below.md.open_for_table(one.saved.dev_no(), false).ok();
+        below.filter_map(open).collect()
     }
 
     /// Puts something that holds requests where the device's table would be.
@@ -133,16 +141,18 @@ impl Daemon {
             };
             let device = &one.device;
             if let Err(error) = make_live(device, table, until) {
-                tracing::error!(device = %device.md.name(), %error, "cannot come back: I/O on it fails. Load its table when the cause is cured; the next daemon tries again");
+                tracing::error!(device = %device.md.name(), %error, "cannot come back: I/O on it fails. When the cause is cured run `thinmap upgrade` (the next daemon tries again), or load its table");
                 let present = device.stand_in.lock().clone();
                 let stand_in = present.unwrap_or_else(|| self.put_in_place(device, &one.saved));
                 *device.lost.lock() = Lost {
                     live: Some(table.clone()),
+                    below: self.hold_below(one),
                     ..Lost::default()
                 };
                 stand_in.fail();
             }
         }
+        self.give_up_snapshots(due);
         // After all that is live: a line that will take a snapshot over would be taken for the snapshot's first one.
         for (one, _) in due.iter().filter(|(_, due)| due.inactive) {
             let Some(table) = &one.saved.inactive else {
@@ -151,7 +161,8 @@ impl Daemon {
             let device = &one.device;
             let load = || device.md.load(&table.lines(), table.read_only);
             if let Err(error) = patiently(until, load) {
-                tracing::error!(device = %device.md.name(), %error, "its inactive table cannot come back");
+                tracing::error!(device = %device.md.name(), %error, "its inactive table cannot come back; the next daemon tries again");
+                device.lost.lock().inactive = Some(table.clone());
             }
         }
         for (one, _) in due.iter().rev().filter(|(_, due)| due.live) {
@@ -160,6 +171,26 @@ impl Daemon {
             } = one.saved;
             if suspended && let Err(error) = one.device.md.suspend_again(frozen) {
                 tracing::error!(device = %one.device.md.name(), %error, "cannot be suspended again");
+            }
+        }
+    }
+
+    /// A snapshot that cannot come back is none any more when its origin changes without it.
+    fn give_up_snapshots(&self, due: &[(&Returning, Tables)]) {
+        let live = due
+            .iter()
+            .filter(|(one, _)| one.device.md.info().live.is_some());
+        let tables = live.filter_map(|(one, _)| one.saved.live.as_ref());
+        let changed: BTreeSet<&str> = tables.flat_map(SavedTable::origins_changed).collect();
+        for (one, _) in due
+            .iter()
+            .filter(|(one, _)| one.device.md.info().live.is_none())
+        {
+            let mut lost = one.device.lost.lock();
+            let table = lost.live.as_ref().filter(|_| lost.silent.is_none());
+            if table.is_some_and(|t| t.origins_kept().any(|origin| changed.contains(origin))) {
+                tracing::error!(device = %one.device.md.name(), "its origin is changed without it from now on: the snapshot is lost");
+                *lost = Lost::default();
             }
         }
     }
@@ -239,71 +270,4 @@ fn is_busy(error: &DeviceError) -> bool {
     [Errno::BUSY, Errno::AGAIN]
         .iter()
         .any(|errno| errno.raw_os_error() == error.errno())
-}
-
-/// What a table names that is not one of our devices.
-fn backings<'a>(
-    table: &'a SavedTable,
-    ours: &'a BTreeSet<DevNo>,
-) -> impl Iterator<Item = String> + 'a {
-    let is_ours = |word: &str| word.parse::<DevNo>().is_ok_and(|no| ours.contains(&no));
-    table
-        .devices()
-        .filter(move |word| !is_ours(word))
-        .map(str::to_owned)
-}
-
-/// The devices in an order in which each comes after those that its tables name.
-fn bottom_up(adopted: Vec<(SavedDevice, Arc<Device>)>, ours: &BTreeSet<DevNo>) -> Vec<Returning> {
-    let with_number = |one: (SavedDevice, _)| (one.0.dev_no(), one);
-    let mut sort = Sort {
-        left: adopted.into_iter().map(with_number).collect(),
-        ours,
-        order: Vec::new(),
-        places: BTreeMap::new(),
-    };
-    while let Some((dev_no, _)) = sort.left.first_key_value() {
-        sort.visit(*dev_no);
-    }
-    sort.order
-}
-
-struct Sort<'a> {
-    left: BTreeMap<DevNo, (SavedDevice, Arc<Device>)>,
-    ours: &'a BTreeSet<DevNo>,
-    order: Vec<Returning>,
-    /// In the order.
-    places: BTreeMap<DevNo, usize>,
-}
-
-impl Sort<'_> {
-    fn visit(&mut self, dev_no: DevNo) {
-        let Some((saved, device)) = self.left.remove(&dev_no) else {
-            return;
-        };
-        let [live_on, inactive_on] =
-            [&saved.live, &saved.inactive].map(|table| self.stands_on(table.as_ref()));
-        self.places.insert(dev_no, self.order.len());
-        self.order.push(Returning {
-            saved,
-            device,
-            live_on,
-            inactive_on,
-            late: Tables::default(),
-        });
-    }
-
-    fn stands_on(&mut self, table: Option<&SavedTable>) -> BTreeSet<String> {
-        let Some(table) = table else {
-            return BTreeSet::new();
-        };
-        let mut on: BTreeSet<String> = backings(table, self.ours).collect();
-        for below in table.devices().filter_map(|word| word.parse().ok()) {
-            self.visit(below);
-            if let Some(place) = self.places.get(&below) {
-                on.extend(self.order[*place].live_on.iter().cloned());
-            }
-        }
-        on
-    }
 }

@@ -14,8 +14,8 @@ use thinmap_units::{DmName, DmUuid, Sector};
 use zeroize::Zeroize;
 
 use crate::daemon::Daemon;
-use crate::devices::{Device, Taken};
-use crate::late::has_its_table;
+use crate::devices::{Device, Lost, Taken};
+use crate::late::{has_its_inactive_table, has_its_table};
 
 impl DmService for Daemon {
     fn remove_all(&self, deferred: bool) -> Result<(), DmError> {
@@ -212,6 +212,7 @@ impl DmService for Daemon {
         let facts = device.md.info();
         if facts.inactive.is_none() {
             has_its_table(&device)?;
+            has_its_inactive_table(&device)?;
         }
         // COMPAT: a resume that finds nothing to do sends no uevent.
         let uevent = facts.suspended || facts.inactive.is_some();
@@ -225,16 +226,23 @@ impl DmService for Daemon {
                 .map_err(|e| failed(&device, "resume", &e))
         });
         *device.saving.lock() = false;
-        if resumed.is_ok() && facts.inactive.is_some() {
-            self.forget_lost(&device);
-        }
+        let lost = match resumed.is_ok() {
+            true => std::mem::take(&mut *device.lost.lock()),
+            false => Lost::default(),
+        };
         self.note(&device)?;
         resumed?;
-        self.make_visible(&device, &mut visible)
-            .map_err(|e| DmError {
-                errno: e.errno(),
-                text: format!("device-mapper: {name}: live, but its block device failed: {e}"),
-            })?;
+        let made_visible = self.make_visible(&device, &mut visible);
+        // A file system that thaws writes: only now does that reach the device.
+        if lost.frozen
+            && let Some(freezer) = &self.env.freezer
+        {
+            freezer.thaw(device.dev_no());
+        }
+        made_visible.map_err(|e| DmError {
+            errno: e.errno(),
+            text: format!("device-mapper: {name}: live, but its block device failed: {e}"),
+        })?;
         drop(visible);
         if facts.inactive.is_some() {
             self.events().issue();
@@ -340,6 +348,7 @@ impl DmService for Daemon {
         args: &[String],
     ) -> Result<(DeviceInfo, Option<String>), DmError> {
         let device = self.find(selector)?;
+        has_its_table(&device)?;
         let reply = device
             .md
             .message(sector, args)
@@ -384,6 +393,12 @@ impl Daemon {
                 read_only: t.read_only,
             })
         };
+        let awaited = |inactive| {
+            device.awaited_table(inactive).map(|t| TableInfo {
+                target_count: u32::try_from(t.lines.len()).unwrap_or(u32::MAX),
+                read_only: t.read_only,
+            })
+        };
         DeviceInfo {
             name: device.md.name(),
             uuid: device.md.uuid(),
@@ -394,8 +409,8 @@ impl Daemon {
             internally_suspended: false,
             deferred_remove: device.deferred_remove(),
             uevent: false,
-            live: table(facts.live),
-            inactive: table(facts.inactive),
+            live: table(facts.live).or_else(|| awaited(false)),
+            inactive: table(facts.inactive).or_else(|| awaited(true)),
         }
     }
 
@@ -423,11 +438,26 @@ impl Daemon {
             target: status.target.to_owned(),
             params: status.text,
         };
+        let lines = lines.map(|lines| lines.into_iter().map(line).collect());
+        let awaited =
+            || awaited_lines(device, query.inactive).filter(|_| query.kind == StatusKind::Table);
         DeviceStatus {
             info: self.info(device),
-            lines: lines.map(|lines| lines.into_iter().map(line).collect()),
+            lines: lines.or_else(awaited),
         }
     }
+}
+
+/// The lines of a table that the device waits for.
+fn awaited_lines(device: &Device, inactive: bool) -> Option<Vec<TableLine>> {
+    let line = |line: thinmap_dm::TableLine| TableLine {
+        start: line.start,
+        len: line.len,
+        target: line.target,
+        params: line.params,
+    };
+    let table = device.awaited_table(inactive)?;
+    Some(table.lines().into_iter().map(line).collect())
 }
 
 /// A table's lines, which may hold a key, overwritten when they go.

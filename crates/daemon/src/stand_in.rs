@@ -37,6 +37,14 @@ impl StandIn {
         }
     }
 
+    /// Holds what comes, after a [`StandIn::fail`] that was too early.
+    pub fn hold(&self) {
+        let mut held = self.held.lock();
+        if self.device.get().is_none() && held.is_none() {
+            *held = Some(Vec::new());
+        }
+    }
+
     /// Hands what waits and what comes to the device. Only the first one counts.
     pub fn pass_to(&self, device: Arc<dyn BlockDevice>) {
         let waiting = {
@@ -183,9 +191,12 @@ mod tests {
         stand_in.fail();
         read();
         assert_eq!(counts(&count), (0, 2));
+        stand_in.hold();
+        read();
+        assert_eq!(counts(&count), (0, 2));
         stand_in.pass_to(Arc::new(Fine));
         read();
-        assert_eq!(counts(&count), (1, 2));
+        assert_eq!(counts(&count), (2, 2));
     }
 
     #[test]

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 use thinmap_block::{BlockDevice, QueueLimits};
 use thinmap_dm::{TableLine, WhichTable};
 use thinmap_exports::block_node::SavedNode;
+use thinmap_targets::{changes_origin, keeps_old_data_of};
 use thinmap_units::{DevNo, Sector};
 
 use crate::devices::Device;
@@ -120,6 +121,18 @@ impl SavedTable {
         self.lines.iter().map(line).collect()
     }
 
+    /// Origins whose old data its lines keep, as they name them.
+    pub fn origins_kept(&self) -> impl Iterator<Item = &str> {
+        let lines = self.lines.iter();
+        lines.filter_map(|(.., target, params)| keeps_old_data_of(target, params))
+    }
+
+    /// Origins that its lines change, as they name them.
+    pub fn origins_changed(&self) -> impl Iterator<Item = &str> {
+        let lines = self.lines.iter();
+        lines.filter_map(|(.., target, params)| changes_origin(target, params))
+    }
+
     /// What could name a device among the arguments.
     pub fn devices(&self) -> impl Iterator<Item = &str> {
         let words = self.lines.iter().flat_map(|(.., params)| params.split(' '));
@@ -136,7 +149,10 @@ impl SavedDevice {
             file,
             made_node,
         } = device.node.saved();
-        let lost = device.lost.lock().clone();
+        let lost = device.lost.lock();
+        let (lost_live, lost_inactive) = (lost.live.clone(), lost.inactive.clone());
+        let (was_suspended, was_frozen) = (lost.suspended, lost.frozen);
+        drop(lost);
         let limits = match (&facts.live, &*device.stand_in.lock()) {
             (None, Some(stand_in)) => stand_in.limits(),
             _ => device.md.limits(),
@@ -149,23 +165,23 @@ impl SavedDevice {
             file,
             made_node,
             event_nr: facts.event_nr,
-            suspended: facts.suspended || lost.suspended,
-            frozen: device.md.is_frozen() || lost.frozen,
+            suspended: facts.suspended || was_suspended,
+            frozen: device.md.is_frozen() || was_frozen,
             deferred_remove: device.deferred_remove(),
             live: facts
                 .live
                 .and_then(|t| table(device, WhichTable::Live, t.read_only))
-                .or(lost.live),
+                .or(lost_live),
             inactive: facts
                 .inactive
-                .and_then(|t| table(device, WhichTable::Inactive, t.read_only))
-                .or(lost.inactive),
+                .and_then(|t| table(device, WhichTable::Inactive, t.read_only)),
             limits: limits.into(),
         };
         if ahead_of_resume {
             saved.suspended = false;
             saved.live = saved.inactive.take().or(saved.live);
         }
+        saved.inactive = saved.inactive.or(lost_inactive);
         saved
     }
 

@@ -1,7 +1,7 @@
 //! What targets get from the process around them: clock, actors, openers, state shared between devices.
 
 use std::any::{Any, TypeId};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, OnceLock};
 use std::thread::ThreadId;
 
@@ -40,8 +40,8 @@ pub trait FileSystemFreezer: Send + Sync {
 #[derive(Default)]
 pub struct KeptMemory {
     keeper: OnceLock<Arc<dyn MemoryKeeper>>,
-    /// The thread that brings tables back.
-    bringing_back: Mutex<Option<ThreadId>>,
+    /// The threads that bring tables back.
+    bringing_back: Mutex<HashSet<ThreadId>>,
 }
 
 impl KeptMemory {
@@ -52,12 +52,19 @@ impl KeptMemory {
 
     /// Says whether tables that the calling thread loads from now on are those of the last process: what they kept should be there.
     pub fn set_bringing_back(&self, on: bool) {
-        *self.bringing_back.lock() = on.then(|| std::thread::current().id());
+        let (mut threads, this) = (self.bringing_back.lock(), std::thread::current().id());
+        if on {
+            threads.insert(this);
+        } else {
+            threads.remove(&this);
+        }
     }
 
     /// See [`KeptMemory::set_bringing_back`].
     pub fn is_bringing_back(&self) -> bool {
-        *self.bringing_back.lock() == Some(std::thread::current().id())
+        self.bringing_back
+            .lock()
+            .contains(&std::thread::current().id())
     }
 
     /// The keeper, if there is one.

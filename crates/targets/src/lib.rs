@@ -48,7 +48,9 @@ pub use log_writes::LogWritesType;
 pub use mirror::MirrorType;
 pub use multipath::{MultipathType, NoPathTimeout};
 pub use raid::RaidType;
-pub use snapshot::{SnapshotMergeType, SnapshotOriginType, SnapshotType};
+pub use snapshot::{
+    SnapshotMergeType, SnapshotOriginType, SnapshotType, changes_origin, keeps_old_data_of,
+};
 pub use striped::StripedType;
 pub use switch::SwitchType;
 pub use thin::ThinType;

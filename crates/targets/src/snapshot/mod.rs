@@ -5,6 +5,7 @@
 mod args;
 mod disk;
 mod exceptions;
+mod family;
 mod kept;
 mod line;
 mod map;
@@ -18,5 +19,6 @@ mod state;
 mod store;
 mod worker;
 
+pub use family::{changes_origin, keeps_old_data_of};
 pub use line::{SnapshotMergeType, SnapshotType};
 pub use origin_line::SnapshotOriginType;
