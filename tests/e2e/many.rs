@@ -130,8 +130,9 @@ fn a_concise_dump_brings_a_removed_device_back_with_its_minor() {
         return;
     }
     let world = World::new();
+    // A number that nobody gets who takes the first free one while it is.
     world.sh("truncate -s 16M disk.img
-         dmsetup create c --table \"0 32768 linear $PWD/disk.img 0\"
+         dmsetup create c --major 7 --minor 54321 --table \"0 32768 linear $PWD/disk.img 0\"
          for i in $(seq 1 10); do
              before=$(dmsetup info -c --noheadings -o name,minor,uuid c)
              dump=$(dmsetup table --concise c)
