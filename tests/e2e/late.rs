@@ -145,7 +145,7 @@ fn what_was_in_flight_or_frozen_is_so_until_the_backing_answers() {
     drop(hang);
     assert!(write.0.wait().expect("dd").success());
     world.sh("cmp -n 65536 content $M/part
-         for i in $(seq 100); do dmsetup status fs | grep -q linear && break; sleep 0.1; done; sleep 0.5");
+         for i in $(seq 100); do grep -q 'have answered.*=fs' $RUN/daemon.log && break; sleep 0.1; done; sleep 0.5");
     assert!(frozen.0.try_wait().expect("bash").is_none(), "it is frozen");
     world.sh("dmsetup info fs | grep SUSPENDED; dmsetup resume fs");
     assert!(frozen.0.wait().expect("bash").success());
@@ -192,7 +192,7 @@ fn a_device_that_waits_can_be_given_another_table_removed_and_stopped() {
     drop(hang);
     world.sh(&format!(
         "{READ}/kept; dmsetup table --inactive kept | grep 8192$
-         dmsetup table replaced | grep ' 0$'; sleep 2; test -z \"$(dmsetup status cleared)\"
+         dmsetup table replaced | grep ' 0$'; sleep 2; test $(grep -c 'have answered.*cleared' $RUN/daemon.log) = 0
          dmsetup clear cleared; {READ}/cleared; dmsetup table cleared | grep linear"
     ));
 
@@ -327,7 +327,20 @@ fn an_origin_waits_for_its_snapshots() {
     drop(hang);
     assert!(write.0.wait().expect("dd").success());
     world.sh("cmp -n 65536 new $M/org; cmp old $M/snap; cmp old $M/snap2");
-    // One that cannot come back at all is none any more, as its origin goes on.
+    // Nor may somebody bring the origin back before them.
+    let hang = below.hang();
+    kill(&world);
+    world.sh("timeout 60 dmsetup reload org --table \"$(dmsetup table org)\"");
+    let error = world.fails("timeout 60 dmsetup resume org");
+    assert!(error.contains("snap, a snapshot"), "{error}");
+    // One that cannot come back at all is none any more, as its origin goes on, now or later.
+    world.sh("dmsetup clear org; mv cow2.img away.img");
+    kill(&world);
+    drop(hang);
+    world.sh("timeout 60 dd if=new of=$M/org bs=64k seek=2 oflag=direct status=none; mv away.img cow2.img");
+    kill(&world);
+    world.sh("timeout 60 cmp old $M/snap; test -z \"$(dmsetup table snap2)\"; dmsetup remove snap2; truncate -s 0 cow2.img; truncate -s 16M cow2.img
+         dmsetup create snap2 --table \"0 32768 snapshot $M/base $PWD/cow2.img N 8\"; cp $M/org old2");
     world.sh("mv cow2.img away.img");
     kill(&world);
     world.sh("timeout 60 dd if=new of=$M/org bs=64k seek=1 oflag=direct status=none; mv away.img cow2.img");
@@ -362,6 +375,7 @@ fn what_a_waiting_device_stands_on_is_in_use_and_messages_are_refused() {
     let hang = below.hang();
     kill(&world);
     assert_eq!(world.sh("timeout 60 dmsetup table"), tables);
+    world.sh("dmsetup status up | grep '0 8192 linear'; dmsetup status >/dev/null; dmsetup deps mid | grep 1.dep");
     world.fails("timeout 20 dmsetup remove mid");
     world.sh("dmsetup info good; test $(dmsetup info -c --noheadings -o open good) = 1; thinmap ls-exports up | grep '8192 sectors'");
     let error = world.fails("timeout 20 dmsetup message pool 0 'create_thin 1'");
@@ -419,6 +433,25 @@ fn one_that_hangs_again_keeps_no_other_late_device() {
         "dmsetup clear a2; {READ}/a2; dmsetup suspend a2; dmsetup resume a2"
     ));
     world.sh("dmsetup remove up a1 a2 a3");
+
+    // The first sectors answer and the rest hangs: a load does that keeps its stack, and no other one, and not the daemon's end.
+    world.sh(&format!(
+        "dmsetup create half --table '0 8 linear {low} 0
+8 16384 linear {low2} 8'
+         dmsetup create era --table \"0 8192 era $M/half $PWD/good.img 128\"; dmsetup create on_era --table \"0 8192 linear $M/era 0\"
+         dmsetup create with_inactive --table '0 8192 linear {low} 0'; dmsetup reload with_inactive --table '0 8192 linear {low2} 0'
+         dmsetup create on_it --table \"0 8192 linear $M/with_inactive 0\"; dmsetup table >tables"
+    ));
+    let hang2 = second.hang();
+    kill(&world);
+    let mut read = start(&world, &format!("{READ}/on_era"));
+    world.sh(&format!(
+        "{READ}/on_it; {READ}/with_inactive; dmsetup table | cmp - tables"
+    ));
+    assert!(read.0.try_wait().expect("dd").is_none(), "it waits");
+    world.sh("timeout 60 thinmap stop --force");
+    assert!(!read.0.wait().expect("dd").success(), "an error");
+    drop(hang2);
     world.end();
     second.end();
     below.end();

@@ -6,6 +6,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex, MutexGuard, RwLock};
 use rustix::io::Errno;
@@ -240,7 +241,16 @@ impl Daemon {
     }
 
     fn remove_device(&self, device: &Arc<Device>, force: bool) -> Result<(), DmError> {
-        self.remove_locked(device, device.control.lock(), force)
+        let control = match self.is_stopping() {
+            false => Some(device.control.lock()),
+            // Of a command that hangs the end need not be waited for.
+            true => device.control.try_lock_for(CONTROL_PATIENCE),
+        };
+        let Some(control) = control else {
+            let text = format!("device-mapper: {}: a command on it hangs", device.md.name());
+            return Err(DmError::new(Errno::BUSY, text));
+        };
+        self.remove_locked(device, control, force)
     }
 
     fn remove_locked(
@@ -342,7 +352,12 @@ impl Daemon {
     /// A suspended device holds the requests of those that stand on it. Nobody will resume it any more, so neither a removal nor a flush
     /// nor a suspend of those would end.
     pub(crate) fn let_everything_through(&self) {
-        self.devices.all().iter().for_each(|d| resume_as_it_is(d));
+        for device in self.devices.all() {
+            if let Some((stand_in, _)) = device.stand_in() {
+                stand_in.fail();
+            }
+            resume_as_it_is(&device);
+        }
     }
 
     /// Takes all devices down: flushed and removed top down; what is still open goes by force when asked to.
@@ -408,3 +423,6 @@ fn flush_by_suspending(device: &Device) {
         tracing::warn!(device = %device.md.name(), %error, "could not be suspended before removal");
     }
 }
+
+/// How long the daemon's end waits for a command on a device.
+const CONTROL_PATIENCE: Duration = Duration::from_secs(1);

@@ -97,6 +97,19 @@ impl Device {
         Some((stand_in, lost.live.as_ref().is_some_and(|t| t.read_only)))
     }
 
+    /// The inactive table that did not come back is not wanted any more.
+    pub fn forget_lost_inactive(&self) {
+        let mut lost = self.lost.lock();
+        lost.inactive = None;
+        let rest = match lost.live {
+            Some(_) => None,
+            None => Some(std::mem::take(&mut *lost)),
+        };
+        drop(lost);
+        // Closes what it stood on, which may wake somebody.
+        drop(rest);
+    }
+
     /// A table that it will have when a backing answers.
     pub fn awaited_table(&self, inactive: bool) -> Option<SavedTable> {
         let lost = self.lost.lock();

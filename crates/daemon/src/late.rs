@@ -2,6 +2,7 @@
 //! when all that it stands on has answered.
 
 use std::collections::BTreeSet;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -12,7 +13,7 @@ use thinmap_dm::KeptMemory;
 use thinmap_units::DevNo;
 
 use crate::daemon::Daemon;
-use crate::devices::{Device, Lost};
+use crate::devices::{Device, Lost, Visible};
 use crate::order::{Returning, Tables};
 use crate::question::Question;
 
@@ -94,104 +95,167 @@ impl Late {
         self.devices.sort_by_key(|one| one.place);
     }
 
-    /// Takes those that wait for nothing more out of the list: stacks that have no device in common.
-    fn take_ready(&mut self) -> Vec<Vec<Returning>> {
+    /// Takes those of which something waits for nothing more out of the list: stacks that have no device in common.
+    fn take_ready(&mut self) -> Vec<Vec<Due>> {
         let mut unserved = self.under_way.clone();
-        let mut stacks: Vec<Vec<Returning>> = Vec::new();
+        let mut stacks: Vec<Vec<Due>> = Vec::new();
         for one in std::mem::take(&mut self.devices) {
-            if one.device.removing() {
+            if one.device.md.is_destroyed() {
                 continue;
             }
-            let waits = one.waits_for(&self.question, &unserved).is_some();
-            if waits || is_given_a_table(&one.device) {
+            let ready = one.ready(&self.question, &unserved);
+            if (!ready.live && !ready.inactive) || is_given_a_table(&one.device) {
                 if one.late.live && one.device.md.info().live.is_none() {
                     unserved.insert(one.saved.dev_no());
                 }
                 self.devices.push(one);
                 continue;
             }
-            let below =
-                |stack: &Vec<Returning>| stack.iter().any(|other| one.needs(other.saved.dev_no()));
+            let below = |stack: &Vec<Due>| {
+                stack
+                    .iter()
+                    .any(|(other, _)| one.needs(other.saved.dev_no()))
+            };
             let (mine, others): (Vec<_>, Vec<_>) = stacks.into_iter().partition(below);
             stacks = others;
-            stacks.push(mine.into_iter().flatten().chain([one]).collect());
+            let mine = mine.into_iter().flatten();
+            stacks.push(mine.chain([(one, ready)]).collect());
         }
         for stack in &mut stacks {
-            stack.sort_by_key(|one| one.place);
+            stack.sort_by_key(|(one, _)| one.place);
         }
         stacks
     }
 
-    fn bring_back(&mut self, daemon: &Arc<Daemon>, stack: Vec<Returning>) {
-        let numbers: Vec<DevNo> = stack.iter().map(|one| one.saved.dev_no()).collect();
-        self.under_way.extend(&numbers);
-        let (daemon, sender) = (daemon.clone(), self.ended.0.clone());
+    fn bring_back(&mut self, daemon: &Arc<Daemon>, due: Vec<Due>) {
+        let stack: Vec<DevNo> = due.iter().map(|(one, _)| one.saved.dev_no()).collect();
+        self.under_way.extend(&stack);
+        let (daemon, sender, numbers) = (daemon.clone(), self.ended.0.clone(), stack.clone());
         let back = move || {
-            let again = come_back(&daemon, stack);
-            let stack = numbers;
+            let again = catch_unwind(AssertUnwindSafe(|| come_back(&daemon, due)));
+            // After a panic, of which the log tells, they wait for the next daemon.
+            let again = again.unwrap_or_default();
             let _ = sender.send(Ended { stack, again });
         };
         let thread = std::thread::Builder::new().name("thinmap-back".to_owned());
         if let Err(error) = thread.spawn(back) {
             tracing::error!(%error, "no thread to bring devices back: they wait for the next daemon");
+            numbers.iter().for_each(|number| {
+                self.under_way.remove(number);
+            });
         }
     }
 }
+
+/// A device, and what of it shall come back now.
+type Due = (Returning, Tables);
 
 /// Somebody gives it another table; he may clear it again.
 fn is_given_a_table(device: &Device) -> bool {
     device.md.info().inactive.is_some()
 }
 
-/// What a stack waited for has answered. Those that have to wait once more are returned: all, while a command is under way on one.
-fn come_back(daemon: &Daemon, stack: Vec<Returning>) -> Vec<Returning> {
-    let controls: Vec<_> = stack
-        .iter()
-        .map(|one| one.device.control.try_lock())
+/// What a stack waited for has answered. Those of which something is still missing are returned: also those on which a command is under way,
+/// and what stands on them.
+fn come_back(daemon: &Daemon, stack: Vec<Due>) -> Vec<Returning> {
+    let mut busy = BTreeSet::new();
+    let mut controls = Vec::new();
+    for (one, _) in &stack {
+        let on_busy = busy.iter().any(|number| one.needs(*number));
+        let control = one.device.control.try_lock().filter(|_| !on_busy);
+        let control = control.filter(|_| !is_given_a_table(&one.device));
+        if control.is_none() {
+            busy.insert(one.saved.dev_no());
+        }
+        controls.push(control);
+    }
+    let is_free = |one: &Returning| !busy.contains(&one.saved.dev_no());
+    let free = stack.iter().filter(|(one, _)| is_free(one));
+    let due: Vec<_> = free
+        .map(|(one, ready)| (one, still_wanted(one, *ready)))
         .collect();
-    let is_given = stack.iter().any(|one| is_given_a_table(&one.device));
-    let Some(mut controls) = controls
-        .into_iter()
-        .collect::<Option<Vec<_>>>()
-        .filter(|_| !is_given)
-    else {
-        std::thread::sleep(LOOK);
-        return stack;
-    };
-    let due: Vec<_> = stack.iter().map(|one| (one, still_wanted(one))).collect();
     let kept = daemon.env.shared.of::<KeptMemory>();
     kept.set_bringing_back(true);
     daemon.bring_back_tables(&due);
     kept.set_bringing_back(false);
-    for ((Returning { device, .. }, due), visible) in due.iter().zip(&mut controls) {
-        if !due.live && !due.inactive {
-            continue;
+    for ((Returning { device, .. }, due), visible) in due.iter().zip(controls.iter_mut().flatten())
+    {
+        if due.live || due.inactive {
+            came_back(daemon, device, visible);
         }
-        let facts = device.md.info();
-        if facts.live.is_some() {
-            let mut lost = device.lost.lock();
-            let inactive = lost.inactive.take().filter(|_| facts.inactive.is_none());
-            *lost = Lost {
-                inactive,
-                ..Lost::default()
-            };
-            tracing::info!(device = %device.md.name(), "is back: its backings have answered");
-        }
-        if let Err(error) = daemon.make_visible(device, visible) {
-            tracing::error!(device = %device.md.name(), %error, "its block device cannot be told its size and limits");
-        }
-        daemon.save(device);
     }
-    Vec::new()
+    let all_free = busy.is_empty();
+    drop(controls);
+    if !all_free {
+        std::thread::sleep(LOOK);
+    }
+    let left = |(mut one, ready): Due| {
+        if !busy.contains(&one.saved.dev_no()) {
+            one.late.live &= !ready.live;
+            one.late.inactive &= !ready.inactive;
+        }
+        (one.late.live || one.late.inactive).then_some(one)
+    };
+    stack.into_iter().filter_map(left).collect()
+}
+
+/// Makes what is there now reachable, and notes it.
+fn came_back(daemon: &Daemon, device: &Arc<Device>, visible: &mut Visible) {
+    let facts = device.md.info();
+    if facts.live.is_some() {
+        let mut lost = device.lost.lock();
+        let was = std::mem::take(&mut *lost);
+        if facts.inactive.is_none() && was.inactive.is_some() {
+            *lost = Lost {
+                live: None,
+                suspended: false,
+                frozen: false,
+                ..was
+            };
+        }
+        drop(lost);
+        tracing::info!(device = %device.md.name(), "is back: its backings have answered");
+    }
+    if let Err(error) = daemon.make_visible(device, visible) {
+        tracing::error!(device = %device.md.name(), %error, "its block device cannot be told its size and limits");
+    }
+    daemon.save(device);
 }
 
 /// Somebody may have removed the device meanwhile, or given it another table.
-fn still_wanted(one: &Returning) -> Tables {
+fn still_wanted(one: &Returning, ready: Tables) -> Tables {
     let (device, lost) = (&one.device, one.device.lost.lock());
     let is_there = !device.removing();
     Tables {
-        live: is_there && lost.live.is_some() && device.md.info().live.is_none(),
-        inactive: is_there && lost.inactive.is_some(),
+        live: ready.live && is_there && lost.live.is_some() && device.md.info().live.is_none(),
+        inactive: ready.inactive && is_there && lost.inactive.is_some(),
+    }
+}
+
+impl Daemon {
+    /// Refused while a snapshot of an origin that the device will change is not back: its old data would go uncopied.
+    pub(crate) fn has_snapshots_of(
+        &self,
+        device: &Device,
+        changes: &BTreeSet<String>,
+    ) -> Result<(), DmError> {
+        if changes.is_empty() {
+            return Ok(());
+        }
+        let lost = self.lost_snapshots(changes).into_iter();
+        let mut silent = lost
+            .filter(|snapshot| snapshot.dev_no() != device.dev_no())
+            .filter_map(|snapshot| Some((snapshot.silent_backing()?, snapshot.md.name())));
+        match silent.next() {
+            None => Ok(()),
+            Some((backing, snapshot)) => {
+                let name = device.md.name();
+                let text = format!(
+                    "device-mapper: {name}: {snapshot}, a snapshot of its origin, is not back since the last daemon's end: {backing} does not answer (remove it to go on without)"
+                );
+                Err(DmError::new(Errno::BUSY, text))
+            }
+        }
     }
 }
 

@@ -3,19 +3,56 @@
 //! INVARIANT: a device of the daemon is never opened through its own block device: a request would wait for the queue
 //! thread that serves it.
 
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use rustix::io::Errno;
 use thinmap_block::BlockDevice;
-use thinmap_block::backing::{FileDevice, OpenMode};
+use thinmap_block::backing::{FileDevice, OpenError, OpenMode};
 use thinmap_dm::{DeviceId, DeviceName, DeviceOpener, DeviceUse, OpenDevice, OpenDeviceError};
 use thinmap_units::{DevNo, DmName};
 
 use crate::devices::{Device, Devices};
+
+thread_local! {
+    static PATIENT_UNTIL: Cell<Option<Instant>> = const { Cell::new(None) };
+}
+
+/// Has this thread wait until then for backings that are busy: some targets say only that theirs cannot be opened.
+pub(crate) fn patient_until<T>(until: Instant, load: impl FnOnce() -> T) -> T {
+    PATIENT_UNTIL.set(Some(until));
+    let done = load();
+    PATIENT_UNTIL.set(None);
+    done
+}
+
+fn patiently(open: impl Fn() -> Result<FileDevice, OpenError>) -> Result<FileDevice, OpenError> {
+    let is_busy = |error: &OpenError| {
+        [Errno::BUSY, Errno::AGAIN]
+            .iter()
+            .any(|errno| errno.raw_os_error() == error.errno())
+    };
+    loop {
+        match open() {
+            Err(error)
+                if is_busy(&error)
+                    && PATIENT_UNTIL
+                        .get()
+                        .is_some_and(|until| Instant::now() < until) =>
+            {
+                std::thread::sleep(BUSY_PAUSE);
+            }
+            opened => return opened,
+        }
+    }
+}
+
+const BUSY_PAUSE: Duration = Duration::from_millis(2);
 
 /// Opens devices for tables.
 pub struct Opener {
@@ -80,7 +117,7 @@ impl Opener {
                 read_only: request.read_only,
                 exclusive,
             };
-            FileDevice::open(path, mode)
+            patiently(|| FileDevice::open(path, mode))
                 .map(Arc::new)
                 .map_err(|e| OpenDeviceError {
                     reason: e.to_string(),

@@ -17,7 +17,7 @@ pub(crate) struct Returning {
     pub place: usize,
     pub live_on: StandsOn,
     pub inactive_on: StandsOn,
-    /// What of it had not answered when the others were served.
+    /// What is not back.
     pub late: Tables,
 }
 
@@ -38,11 +38,14 @@ pub(crate) struct Tables {
 }
 
 impl Returning {
-    /// What it waits for, if it does.
-    pub fn waits_for(&self, question: &Question, unserved: &BTreeSet<DevNo>) -> Option<String> {
-        let on = [&self.live_on, &self.inactive_on];
-        on.into_iter()
-            .find_map(|on| on.waits_for(question, unserved))
+    /// What of it, late so far, waits for nothing more: first the live table, then the inactive one.
+    pub fn ready(&self, question: &Question, unserved: &BTreeSet<DevNo>) -> Tables {
+        let waits = |on: &StandsOn| on.waits_for(question, unserved).is_some();
+        let live = self.late.live && !waits(&self.live_on);
+        Tables {
+            live,
+            inactive: self.late.inactive && (live || !self.late.live) && !waits(&self.inactive_on),
+        }
     }
 
     /// Whether one of its tables needs the other device.

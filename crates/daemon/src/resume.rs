@@ -9,12 +9,13 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use thinmap_dm::{DeviceError, DeviceUse, MappedDevice, SuspendFlags};
+use thinmap_dm::{DeviceError, DeviceUse, MappedDevice, SuspendFlags, WhichTable};
 use thinmap_units::{DevNo, DmName, DmUuid};
 
 use crate::daemon::Daemon;
 use crate::devices::{Device, Lost};
 use crate::late::Late;
+use crate::opener::patient_until;
 use crate::order::{Returning, StandsOn, Tables, backings, bottom_up};
 use crate::question::Question;
 use crate::stand_in::StandIn;
@@ -144,15 +145,21 @@ impl Daemon {
                 tracing::error!(device = %device.md.name(), %error, "cannot come back: I/O on it fails. When the cause is cured run `thinmap upgrade` (the next daemon tries again), or load its table");
                 let present = device.stand_in.lock().clone();
                 let stand_in = present.unwrap_or_else(|| self.put_in_place(device, &one.saved));
-                *device.lost.lock() = Lost {
+                let mut lost = device.lost.lock();
+                *lost = Lost {
                     live: Some(table.clone()),
+                    // It may still come.
+                    inactive: lost.inactive.take(),
                     below: self.hold_below(one),
                     ..Lost::default()
                 };
+                drop(lost);
                 stand_in.fail();
             }
         }
-        self.give_up_snapshots(due);
+        if self.devices.all().iter().any(|device| device.is_lost()) {
+            self.give_up_snapshots(&self.changed_origins());
+        }
         // After all that is live: a line that will take a snapshot over would be taken for the snapshot's first one.
         for (one, _) in due.iter().filter(|(_, due)| due.inactive) {
             let Some(table) = &one.saved.inactive else {
@@ -175,24 +182,38 @@ impl Daemon {
         }
     }
 
-    /// A snapshot that cannot come back is none any more when its origin changes without it.
-    fn give_up_snapshots(&self, due: &[(&Returning, Tables)]) {
-        let live = due
-            .iter()
-            .filter(|(one, _)| one.device.md.info().live.is_some());
-        let tables = live.filter_map(|(one, _)| one.saved.live.as_ref());
-        let changed: BTreeSet<&str> = tables.flat_map(SavedTable::origins_changed).collect();
-        for (one, _) in due
-            .iter()
-            .filter(|(one, _)| one.device.md.info().live.is_none())
-        {
-            let mut lost = one.device.lost.lock();
-            let table = lost.live.as_ref().filter(|_| lost.silent.is_none());
-            if table.is_some_and(|t| t.origins_kept().any(|origin| changed.contains(origin))) {
-                tracing::error!(device = %one.device.md.name(), "its origin is changed without it from now on: the snapshot is lost");
-                *lost = Lost::default();
+    /// Snapshots of these origins, as tables name them, that have no table since the last daemon's end.
+    pub(crate) fn lost_snapshots(&self, origins: &BTreeSet<String>) -> Vec<Arc<Device>> {
+        let is_one = |device: &Arc<Device>| {
+            let lost = device.lost.lock();
+            let mut kept = lost.live.iter().flat_map(SavedTable::origins_kept);
+            kept.any(|origin| origins.contains(origin)) && device.md.info().live.is_none()
+        };
+        let devices = self.devices.all().into_iter();
+        devices.filter(is_one).collect()
+    }
+
+    /// Snapshots of these origins that could not be loaded are none any more, as the origins change without them.
+    pub(crate) fn give_up_snapshots(&self, origins: &BTreeSet<String>) {
+        for device in self.lost_snapshots(origins) {
+            if device.silent_backing().is_some() {
+                continue;
             }
+            tracing::error!(device = %device.md.name(), "its origin is changed without it from now on: the snapshot is lost");
+            let lost = std::mem::take(&mut *device.lost.lock());
+            drop(lost);
+            self.save(&device);
         }
+    }
+
+    /// Origins that devices change which are live.
+    fn changed_origins(&self) -> BTreeSet<String> {
+        let devices = self.devices.all().into_iter();
+        let tables = devices.filter_map(|device| SavedTable::of(&device, WhichTable::Live));
+        let origins = |table: SavedTable| -> Vec<String> {
+            table.origins_changed().map(str::to_owned).collect()
+        };
+        tables.flat_map(origins).collect()
     }
 
     /// What may ask the devices something, as they are served now.
@@ -256,7 +277,7 @@ fn patiently(
     mut load: impl FnMut() -> Result<(), DeviceError>,
 ) -> Result<(), DeviceError> {
     loop {
-        match load() {
+        match patient_until(until, &mut load) {
             Err(error) if is_busy(&error) && Instant::now() < until => {
                 std::thread::sleep(BUSY_PAUSE);
             }

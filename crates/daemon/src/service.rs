@@ -16,6 +16,7 @@ use zeroize::Zeroize;
 use crate::daemon::Daemon;
 use crate::devices::{Device, Lost, Taken};
 use crate::late::{has_its_inactive_table, has_its_table};
+use crate::state::SavedTable;
 
 impl DmService for Daemon {
     fn remove_all(&self, deferred: bool) -> Result<(), DmError> {
@@ -214,6 +215,10 @@ impl DmService for Daemon {
             has_its_table(&device)?;
             has_its_inactive_table(&device)?;
         }
+        let changes = SavedTable::of(&device, WhichTable::Inactive);
+        let changes = changes.iter().flat_map(SavedTable::origins_changed);
+        let changes = changes.map(str::to_owned).collect();
+        self.has_snapshots_of(&device, &changes)?;
         // COMPAT: a resume that finds nothing to do sends no uevent.
         let uevent = facts.suspended || facts.inactive.is_some();
         // CRASH: noted before it is done. From then on requests go by the new table, and a successor must not take the old one.
@@ -232,6 +237,9 @@ impl DmService for Daemon {
         };
         self.note(&device)?;
         resumed?;
+        if !changes.is_empty() {
+            self.give_up_snapshots(&changes);
+        }
         let made_visible = self.make_visible(&device, &mut visible);
         // A file system that thaws writes: only now does that reach the device.
         if lost.frozen
@@ -300,7 +308,7 @@ impl DmService for Daemon {
             .md
             .load(&lines.0, read_only)
             .map_err(|e| failed(&device, "table", &e))?;
-        device.lost.lock().inactive = None;
+        device.forget_lost_inactive();
         self.note(&device)?;
         drop(control);
         Ok(self.info(&device))
@@ -310,7 +318,7 @@ impl DmService for Daemon {
         let device = self.find(selector)?;
         let control = device.control.lock();
         device.md.clear();
-        device.lost.lock().inactive = None;
+        device.forget_lost_inactive();
         self.note(&device)?;
         drop(control);
         Ok(self.info(&device))
@@ -319,7 +327,15 @@ impl DmService for Daemon {
     fn table_deps(&self, selector: &DeviceSelector, inactive: bool) -> Result<DeviceDeps, DmError> {
         let device = self.find(selector)?;
         Ok(DeviceDeps {
-            devices: device.md.deps(slot(inactive)),
+            devices: device.md.deps(slot(inactive)).or_else(|| {
+                let table = device.awaited_table(inactive)?;
+                Some(
+                    table
+                        .devices()
+                        .filter_map(|word| word.parse().ok())
+                        .collect(),
+                )
+            }),
             info: self.info(&device),
         })
     }
@@ -439,8 +455,7 @@ impl Daemon {
             params: status.text,
         };
         let lines = lines.map(|lines| lines.into_iter().map(line).collect());
-        let awaited =
-            || awaited_lines(device, query.inactive).filter(|_| query.kind == StatusKind::Table);
+        let awaited = || awaited_lines(device, query);
         DeviceStatus {
             info: self.info(device),
             lines: lines.or_else(awaited),
@@ -448,15 +463,26 @@ impl Daemon {
     }
 }
 
-/// The lines of a table that the device waits for.
-fn awaited_lines(device: &Device, inactive: bool) -> Option<Vec<TableLine>> {
+/// The lines of a table that the device waits for; without a status, and without the key of a cipher, which only the next table has.
+fn awaited_lines(device: &Device, query: StatusQuery) -> Option<Vec<TableLine>> {
+    let words = |params: &str| {
+        let shown = |word: &str| match word.starts_with(':') && word.contains(":kept:") {
+            true => "-".to_owned(),
+            false => word.to_owned(),
+        };
+        let words: Vec<String> = params.split(' ').map(shown).collect();
+        words.join(" ")
+    };
     let line = |line: thinmap_dm::TableLine| TableLine {
         start: line.start,
         len: line.len,
         target: line.target,
-        params: line.params,
+        params: match query.kind {
+            StatusKind::Table => words(&line.params),
+            _ => String::new(),
+        },
     };
-    let table = device.awaited_table(inactive)?;
+    let table = device.awaited_table(query.inactive)?;
     Some(table.lines().into_iter().map(line).collect())
 }
 

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 use thinmap_block::{BlockDevice, QueueLimits};
-use thinmap_dm::{TableLine, WhichTable};
+use thinmap_dm::{TableLine, TargetStatus, WhichTable};
 use thinmap_exports::block_node::SavedNode;
 use thinmap_targets::{changes_origin, keeps_old_data_of};
 use thinmap_units::{DevNo, Sector};
@@ -104,6 +104,23 @@ pub struct SavedTable {
 }
 
 impl SavedTable {
+    /// A table of a device as the next daemon takes it.
+    pub fn of(device: &Device, which: WhichTable) -> Option<Self> {
+        let facts = device.md.info();
+        let facts = match which {
+            WhichTable::Live => facts.live,
+            WhichTable::Inactive => facts.inactive,
+        };
+        let read_only = facts?.read_only;
+        let status = device.md.table_for_successor(which)?.into_iter();
+        let line = |line: TargetStatus| {
+            let (start, len) = (line.start.raw(), line.len.raw());
+            (start, len, line.target.to_owned(), line.text)
+        };
+        let lines = status.map(line).collect();
+        Some(Self { read_only, lines })
+    }
+
     /// Length of a device with it.
     pub fn size(&self) -> Sector {
         let ends = self.lines.iter().map(|(start, len, ..)| start + len);
@@ -168,13 +185,8 @@ impl SavedDevice {
             suspended: facts.suspended || was_suspended,
             frozen: device.md.is_frozen() || was_frozen,
             deferred_remove: device.deferred_remove(),
-            live: facts
-                .live
-                .and_then(|t| table(device, WhichTable::Live, t.read_only))
-                .or(lost_live),
-            inactive: facts
-                .inactive
-                .and_then(|t| table(device, WhichTable::Inactive, t.read_only)),
+            live: SavedTable::of(device, WhichTable::Live).or(lost_live),
+            inactive: SavedTable::of(device, WhichTable::Inactive),
             limits: limits.into(),
         };
         if ahead_of_resume {
@@ -203,20 +215,4 @@ impl SavedDevice {
             made_node: self.made_node,
         }
     }
-}
-
-fn table(device: &Device, which: WhichTable, read_only: bool) -> Option<SavedTable> {
-    let status = device.md.table_for_successor(which)?;
-    let lines = status
-        .into_iter()
-        .map(|line| {
-            (
-                line.start.raw(),
-                line.len.raw(),
-                line.target.to_owned(),
-                line.text,
-            )
-        })
-        .collect();
-    Some(SavedTable { read_only, lines })
 }
