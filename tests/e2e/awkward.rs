@@ -15,20 +15,12 @@ fn world() -> World {
     world
 }
 
-fn start(world: &World, script: &str) -> Ended {
-    let mut bash = world.command("bash");
-    bash.args(["-c", script])
-        .stdout(Stdio::null())
-        .stderr(Stdio::null());
-    Ended(bash.spawn().expect("bash runs"))
-}
-
 /// A write to `up` that waits below it, and a suspend of `up` that waits for the write.
 fn a_suspend_that_waits(world: &World) -> [Ended; 2] {
     world.sh("dmsetup suspend low");
-    let write = start(world, "dd if=/dev/zero of=$M/up bs=4k count=1 oflag=direct");
+    let write = world.start("dd if=/dev/zero of=$M/up bs=4k count=1 oflag=direct");
     world.sh("sleep 0.5");
-    let suspend = start(world, "dmsetup suspend --noflush --nolockfs up");
+    let suspend = world.start("dmsetup suspend --noflush --nolockfs up");
     world.sh("sleep 0.5");
     [write, suspend]
 }
@@ -72,12 +64,9 @@ fn a_removal_that_waits_keeps_no_command_from_other_devices() {
     }
     let world = world();
     world.sh("dmsetup suspend --noflush --nolockfs low");
-    let client = start(
-        &world,
-        "nbdcopy \"nbd+unix:///up?socket=$RUN/nbd.sock\" null:",
-    );
+    let client = world.start("nbdcopy \"nbd+unix:///up?socket=$RUN/nbd.sock\" null:");
     world.sh("sleep 0.5; dmsetup remove --deferred up");
-    let mut suspend = start(&world, "dmsetup suspend --noflush --nolockfs up");
+    let mut suspend = world.start("dmsetup suspend --noflush --nolockfs up");
     world.sh("sleep 0.5
          timeout 10 dmsetup info other; timeout 10 dmsetup ls; timeout 10 dmsetup resume low");
     suspend.0.wait().expect("dmsetup");
@@ -100,10 +89,10 @@ fn a_full_run_directory_costs_no_device() {
          dmsetup create one --table \"0 2048 linear $PWD/disk.img 0\"
          dd if=/dev/zero of=run/fill bs=1k 2>/dev/null || true",
     );
-    kill_and_wait(world.daemon_pid().expect("a daemon"));
+    world.kill_daemon();
     world.sh("timeout 60 dd if=$M/one of=/dev/null bs=4k count=1 iflag=direct
          timeout 60 dmsetup table one | grep linear; rm run/fill; dmsetup create two --table '0 8 zero'");
-    kill_and_wait(world.daemon_pid().expect("a daemon"));
+    world.kill_daemon();
     world.sh("timeout 60 dmsetup table two; dmsetup remove one two; thinmap --no-autostart stop; umount -l run");
 }
 
@@ -120,7 +109,7 @@ fn a_configuration_that_broke_costs_no_device() {
         "[block_devices]\nenabled = false",
     ] {
         std::fs::write(world.path().join("config.toml"), broken).expect("written");
-        kill_and_wait(world.daemon_pid().expect("a daemon"));
+        world.kill_daemon();
         world.sh("timeout 60 dd if=$M/up of=/dev/null bs=4k count=1 iflag=direct; timeout 60 dmsetup table up");
         world.sh("timeout 60 thinmap upgrade; timeout 60 dd if=$M/up of=/dev/null bs=4k count=1 iflag=direct");
         assert!(world.daemon_log().contains("ERROR"), "{broken}");
@@ -136,17 +125,17 @@ fn a_backing_that_was_away_at_a_death_is_there_after_the_next() {
     }
     let world = world();
     world.sh("mv other.img away.img");
-    kill_and_wait(world.daemon_pid().expect("a daemon"));
+    world.kill_daemon();
     world.fails("timeout 60 dd if=$M/other of=/dev/null bs=4k count=1 iflag=direct");
     world.sh(
         "timeout 60 dd if=$M/up of=/dev/null bs=4k count=1 iflag=direct; mv away.img other.img",
     );
-    kill_and_wait(world.daemon_pid().expect("a daemon"));
+    world.kill_daemon();
     world.sh(
         "timeout 60 dd if=$M/other of=/dev/null bs=4k count=1 iflag=direct; mv other.img away.img",
     );
     // And one that never comes back can be removed, with its node.
-    kill_and_wait(world.daemon_pid().expect("a daemon"));
+    world.kill_daemon();
     world.sh("timeout 60 dmsetup info other; dmsetup remove other; test ! -e $M/other; dmsetup remove up low");
     world.end();
 }
@@ -190,7 +179,7 @@ fn a_log_that_nobody_reads_stops_nobody() {
          timeout 60 dmsetup create one --table \"0 2048 linear $PWD/disk.img 0\"");
     let read = "timeout 60 dd if=$M/one of=/dev/null bs=4k count=1 iflag=direct";
     world.sh(read);
-    kill_and_wait(world.daemon_pid().expect("a daemon"));
+    world.kill_daemon();
     world.sh(read);
     world.sh("timeout 60 thinmap upgrade");
     world.sh(read);

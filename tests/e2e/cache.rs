@@ -4,7 +4,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use crate::fio;
-use crate::world::{World, can_make_block_devices, kill_and_wait};
+use crate::world::{World, can_make_block_devices};
 
 /// Buffered and direct files on ext4 over a cache much smaller than they are, over six deaths of the daemon.
 #[test]
@@ -33,7 +33,7 @@ fn files_on_a_cache_survive_deaths_of_the_daemon() {
     let loads = [load("buffered", "0"), load("direct", "1")];
     for _ in 0..6 {
         std::thread::sleep(Duration::from_millis(400));
-        kill_and_wait(world.daemon_pid().expect("a daemon"));
+        world.kill_daemon();
         // The next one serves when this is answered.
         world.sh("dmsetup status c");
     }

@@ -10,7 +10,7 @@ use rand::{Rng, SeedableRng};
 use rustix::fs::{Mode, OFlags};
 use thinmap_runtime::IoBuf;
 
-use crate::world::{Ended, World, can_make_block_devices, kill_and_wait};
+use crate::world::{Ended, World, can_make_block_devices};
 
 const SECTORS: u64 = 2_097_152;
 
@@ -23,7 +23,7 @@ fn kills_under_a_mounted_file_system_are_a_pause() {
     let name = "kills_under_a_mounted_file_system_are_a_pause";
     if can_make_block_devices(name) {
         interrupt(number("THINMAP_CONTINUITY_KILLS", 6), "kill -9", |world| {
-            kill_and_wait(world.daemon_pid().expect("a daemon"));
+            world.kill_daemon();
         });
     }
 }
@@ -233,7 +233,7 @@ fn states_and_tables_come_back() {
     let waiting = world.command("bash").args(["-c", write]).spawn();
     let mut waiting = waiting.map(Ended).expect("dd");
     std::thread::sleep(Duration::from_millis(200));
-    kill_and_wait(world.daemon_pid().expect("a daemon"));
+    world.kill_daemon();
     world.sh("timeout 60 thinmap ping");
     let open = |text: &str| text.replace(":2\n", ":0\n").replace(":3\n", ":0\n");
     assert_eq!(open(&world.sh(seen)), open(&before));
@@ -257,7 +257,7 @@ fn a_daemon_that_dies_again_and_again_is_given_up() {
          thinmap daemon --detach --config config.toml; truncate -s 8M disk.img
          dmsetup create lin --table \"0 8192 linear $PWD/disk.img 0\"");
     for _ in 0..3 {
-        kill_and_wait(world.daemon_pid().expect("a daemon"));
+        world.kill_daemon();
     }
     world.sh("timeout 60 flock $RUN/control.lock true");
     let error = world.fails("timeout 60 dd if=$M/lin of=/dev/null bs=4k count=1 iflag=direct");

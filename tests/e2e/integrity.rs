@@ -1,6 +1,6 @@
 //! Integrity lines under a file system, as a user has them: the daemon is killed, and nothing that was answered is lost or damaged.
 
-use crate::world::{World, can_make_block_devices, kill_and_wait};
+use crate::world::{World, can_make_block_devices};
 
 const KILLS: u32 = 4;
 
@@ -19,7 +19,7 @@ fn under_a_file_system(mode: &str) {
              head -c 2M /dev/urandom > g{round}; cp g{round} mnt/
              (dd if=g{round} of=mnt/h{round} bs=64k oflag=direct status=none; echo done > h{round}) >/dev/null 2>&1 &"
         ));
-        kill_and_wait(world.daemon_pid().expect("a daemon"));
+        world.kill_daemon();
         world.sh(&format!(
             "timeout 60 sh -c 'until [ -e h{round} ]; do sleep 0.1; done'; cmp g{round} mnt/h{round}"
         ));

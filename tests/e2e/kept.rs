@@ -26,7 +26,7 @@ fn clones_and_transient_snapshots_survive_deaths_of_the_daemon() {
                  dd if=part of=$file bs=64k seek=$(({round} * 53)) conv=notrunc $how status=none
              done"
         ));
-        kill_and_wait(world.daemon_pid().expect("a daemon"));
+        world.kill_daemon();
         world.sh("cmp copy $M/c; cmp copy $M/o; cmp source.img $M/s");
     }
     assert_eq!(
@@ -53,7 +53,7 @@ fn a_merge_that_waits_for_its_snapshot_comes_back() {
          dmsetup reload o --table \"0 32768 snapshot-merge $PWD/origin.img $PWD/cow.img P 8\"
          dmsetup table",
     );
-    kill_and_wait(world.daemon_pid().expect("a daemon"));
+    world.kill_daemon();
     assert_eq!(world.sh("dmsetup table"), before);
     world.sh(
         "cmp -n 1048576 part $M/s; dmsetup suspend s; dmsetup resume o; dmsetup remove s

@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 
-use thinmap_tests::world::{World, can_make_block_devices, kill_and_wait};
+use thinmap_tests::world::{World, can_make_block_devices};
 
 /// Places of the daemon's memory where one of `wanted` stands.
 #[derive(Debug, Default)]
@@ -126,7 +126,7 @@ fn an_encrypted_file_system_survives_deaths_of_the_daemon() {
             "head -c 4M /dev/urandom > f{round}; cp f{round} mnt/; sync -d mnt/f{round}
              head -c 4M /dev/urandom > g{round}; cp g{round} mnt/"
         ));
-        kill_and_wait(world.daemon_pid().expect("a daemon"));
+        world.kill_daemon();
         world.sh(&format!(
             "timeout 60 sync -f mnt; cmp f{round} mnt/f{round}; cmp g{round} mnt/g{round}"
         ));
@@ -140,7 +140,7 @@ fn an_encrypted_file_system_survives_deaths_of_the_daemon() {
          dmsetup suspend c; dmsetup message c 0 key wipe",
     );
     assert_eq!(said, "1\nin no file\n");
-    kill_and_wait(world.daemon_pid().expect("a daemon"));
+    world.kill_daemon();
     let said = world.sh("dmsetup info c | grep State
          dmsetup resume c 2>/dev/null || true; dmsetup info c | grep State
          dmsetup message c 0 key set $(cat key); dmsetup resume c
@@ -168,7 +168,7 @@ fn a_key_outlives_a_backing_that_is_busy_at_first() {
          head -c 1M /dev/urandom >part; dd if=part of=$M/c bs=1M oflag=direct status=none
          (flock -x a.img sleep 1) >/dev/null 2>&1 &
          sleep 0.3");
-    kill_and_wait(world.daemon_pid().expect("a daemon"));
+    world.kill_daemon();
     world.sh("cmp -n 1048576 part $M/c; dmsetup remove c");
     world.end();
 }

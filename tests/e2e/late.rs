@@ -1,8 +1,6 @@
 //! A daemon dies, and a backing does not answer the next one: its devices wait for it, all others do not.
 
-use std::process::Stdio;
-
-use crate::world::{Ended, World, can_make_block_devices, kill_and_wait};
+use crate::world::{World, can_make_block_devices};
 
 /// A world with a device that devices of a second world stand on, and that can be made to hang.
 struct Below {
@@ -41,16 +39,9 @@ impl Drop for Hang<'_> {
     }
 }
 
-fn start(world: &World, script: &str) -> Ended {
-    let mut bash = world.command("bash");
-    bash.args(["-euc", script])
-        .stdout(Stdio::null())
-        .stderr(Stdio::null());
-    Ended(bash.spawn().expect("bash runs"))
-}
-
-fn kill(world: &World) {
-    kill_and_wait(world.daemon_pid().expect("a daemon"));
+/// Worlds for a test of this name: one that stands on the other.
+fn worlds(test: &str) -> Option<(Below, World)> {
+    can_make_block_devices(test).then(|| (Below::new(), World::lasting()))
 }
 
 const READ: &str = "timeout 60 dd of=/dev/null bs=4k count=1 iflag=direct status=none if=$M";
@@ -58,12 +49,11 @@ const WAITS: &str = "does not answer";
 
 #[test]
 fn devices_wait_for_a_backing_that_hangs_and_others_do_not() {
-    if !can_make_block_devices("devices_wait_for_a_backing_that_hangs_and_others_do_not") {
+    let Some((below, world)) = worlds("devices_wait_for_a_backing_that_hangs_and_others_do_not")
+    else {
         return;
-    }
-    let below = Below::new();
+    };
     let low = &below.path;
-    let world = World::lasting();
     // A snapshot whose exceptions only memory has, a pool with a mounted volume, and a device by itself.
     let tables = world.sh(&format!(
         "truncate -s 64M data.img; truncate -s 16M other.img cow.img
@@ -82,17 +72,14 @@ fn devices_wait_for_a_backing_that_hangs_and_others_do_not() {
     ));
     let hang = below.hang();
     for deaths in 1..=2 {
-        kill(&world);
+        world.kill_daemon();
         world.sh(&format!("{READ}/other; timeout 60 dmsetup ls | grep vol"));
         let log = world.daemon_log();
         assert_eq!(log.matches(WAITS).count(), deaths * 7, "{log}");
     }
     let mut readers =
-        ["part", "snap", "vol", "stopped"].map(|name| start(&world, &format!("{READ}/{name}")));
-    let mut over_nbd = start(
-        &world,
-        "nbdcopy \"nbd+unix:///part?socket=$RUN/nbd.sock\" part.img",
-    );
+        ["part", "snap", "vol", "stopped"].map(|name| world.start(&format!("{READ}/{name}")));
+    let mut over_nbd = world.start("nbdcopy \"nbd+unix:///part?socket=$RUN/nbd.sock\" part.img");
     world.sh("sleep 1; dmsetup info stopped | grep SUSPENDED; dmsetup info part | grep ACTIVE");
     for verb in ["suspend part", "resume stopped"] {
         world.fails(&format!("timeout 60 dmsetup {verb}"));
@@ -121,12 +108,12 @@ fn devices_wait_for_a_backing_that_hangs_and_others_do_not() {
 
 #[test]
 fn what_was_in_flight_or_frozen_is_so_until_the_backing_answers() {
-    if !can_make_block_devices("what_was_in_flight_or_frozen_is_so_until_the_backing_answers") {
+    let Some((below, world)) =
+        worlds("what_was_in_flight_or_frozen_is_so_until_the_backing_answers")
+    else {
         return;
-    }
-    let below = Below::new();
+    };
     let low = &below.path;
-    let world = World::lasting();
     world.sh(&format!(
         "dmsetup create part --table '0 8192 linear {low} 0'
          dmsetup create fs --table '0 32768 linear {low} 32768'
@@ -134,13 +121,11 @@ fn what_was_in_flight_or_frozen_is_so_until_the_backing_answers() {
          head -c 64k /dev/urandom >content"
     ));
     let hang = below.hang();
-    let mut write = start(
-        &world,
-        "dd if=content of=$M/part bs=64k oflag=direct conv=fsync status=none",
-    );
+    let mut write =
+        world.start("dd if=content of=$M/part bs=64k oflag=direct conv=fsync status=none");
     world.sh("sleep 0.5");
-    kill(&world);
-    let mut frozen = start(&world, "echo thawed >mnt/file");
+    world.kill_daemon();
+    let mut frozen = world.start("echo thawed >mnt/file");
     world.sh("timeout 60 dmsetup ls; sleep 1");
     drop(hang);
     assert!(write.0.wait().expect("dd").success());
@@ -155,8 +140,8 @@ fn what_was_in_flight_or_frozen_is_so_until_the_backing_answers() {
         "dd if={low} of=copy.img bs=1M skip=16 count=16 iflag=direct status=none"
     ));
     let hang = below.hang();
-    kill(&world);
-    let mut frozen = start(&world, "echo elsewhere >mnt/file2");
+    world.kill_daemon();
+    let mut frozen = world.start("echo elsewhere >mnt/file2");
     world.sh("dmsetup reload fs --table \"0 32768 linear $PWD/copy.img 0\"; timeout 60 dmsetup resume fs");
     assert!(frozen.0.wait().expect("bash").success());
     drop(hang);
@@ -168,19 +153,17 @@ fn what_was_in_flight_or_frozen_is_so_until_the_backing_answers() {
 #[test]
 fn a_device_that_waits_can_be_given_another_table_removed_and_stopped() {
     let name = "a_device_that_waits_can_be_given_another_table_removed_and_stopped";
-    if !can_make_block_devices(name) {
+    let Some((below, world)) = worlds(name) else {
         return;
-    }
-    let below = Below::new();
+    };
     let low = &below.path;
-    let world = World::lasting();
     world.sh(&format!(
         "for name in removed replaced cleared kept; do dmsetup create $name --table '0 8192 linear {low} 0'; done
          dmsetup reload kept --table '0 8192 linear {low} 8192'; truncate -s 4M other.img"
     ));
     let hang = below.hang();
-    kill(&world);
-    let mut read = start(&world, &format!("{READ}/replaced"));
+    world.kill_daemon();
+    let mut read = world.start(&format!("{READ}/replaced"));
     world.sh("timeout 60 dmsetup remove removed; test ! -e $M/removed
          dmsetup reload replaced --table \"0 8192 linear $PWD/other.img 0\"
          dmsetup reload cleared --table '0 8192 error'; sleep 1");
@@ -197,8 +180,8 @@ fn a_device_that_waits_can_be_given_another_table_removed_and_stopped() {
     ));
 
     let hang = below.hang();
-    kill(&world);
-    let mut read = start(&world, &format!("{READ}/kept"));
+    world.kill_daemon();
+    let mut read = world.start(&format!("{READ}/kept"));
     world.sh("timeout 60 dmsetup ls; sleep 0.5");
     world.fails("timeout 60 thinmap stop");
     world.sh("timeout 60 thinmap stop --force");
@@ -228,7 +211,7 @@ fn a_backing_may_be_a_file_on_a_device_of_the_same_daemon() {
          dd if=content of=$M/vol bs=64k oflag=direct status=none",
     );
     for _ in 0..2 {
-        kill(&world);
+        world.kill_daemon();
         world.sh(
             "dd if=$M/up bs=64k count=1 iflag=direct status=none | cmp - content
              timeout 60 dd if=$M/vol bs=64k count=1 iflag=direct status=none | cmp - content",
@@ -242,12 +225,10 @@ fn a_backing_may_be_a_file_on_a_device_of_the_same_daemon() {
 
 #[test]
 fn a_table_that_hangs_keeps_no_other_table_or_command() {
-    if !can_make_block_devices("a_table_that_hangs_keeps_no_other_table_or_command") {
+    let Some((below, world)) = worlds("a_table_that_hangs_keeps_no_other_table_or_command") else {
         return;
-    }
-    let below = Below::new();
+    };
     let low = &below.path;
-    let world = World::lasting();
     // Each reads a superblock, when it is loaded or when it is resumed.
     let tables = |a: &str, b: &str, c: &str, d: &str| {
         [
@@ -276,10 +257,7 @@ fn a_table_that_hangs_keeps_no_other_table_or_command() {
         &file("g.img"),
     );
     for (number, (bad, good)) in bad.iter().zip(good).enumerate() {
-        let mut create = start(
-            &world,
-            &format!("dmsetup create bad{number} --table '{bad}'"),
-        );
+        let mut create = world.start(&format!("dmsetup create bad{number} --table '{bad}'"));
         world.sh("sleep 0.3");
         assert!(create.0.try_wait().expect("dmsetup").is_none(), "{bad}");
         world.sh(&format!(
@@ -303,12 +281,10 @@ fn a_table_that_hangs_keeps_no_other_table_or_command() {
 /// Its old data would be gone: nobody would have copied them.
 #[test]
 fn an_origin_waits_for_its_snapshots() {
-    if !can_make_block_devices("an_origin_waits_for_its_snapshots") {
+    let Some((below, world)) = worlds("an_origin_waits_for_its_snapshots") else {
         return;
-    }
-    let below = Below::new();
+    };
     let low = &below.path;
-    let world = World::lasting();
     world.sh(&format!(
         "head -c 16M /dev/urandom >org.img; cp org.img old; head -c 64k /dev/urandom >new; truncate -s 16M cow2.img
          dmsetup create base --table \"0 32768 linear $PWD/org.img 0\"
@@ -317,11 +293,8 @@ fn an_origin_waits_for_its_snapshots() {
          dmsetup create snap2 --table \"0 32768 snapshot $M/base $PWD/cow2.img N 8\""
     ));
     let hang = below.hang();
-    kill(&world);
-    let mut write = start(
-        &world,
-        "dd if=new of=$M/org bs=64k oflag=direct status=none",
-    );
+    world.kill_daemon();
+    let mut write = world.start("dd if=new of=$M/org bs=64k oflag=direct status=none");
     world.sh("timeout 60 cmp -n 65536 old $M/snap2; sleep 0.5");
     assert!(write.0.try_wait().expect("dd").is_none(), "it waits");
     drop(hang);
@@ -329,22 +302,22 @@ fn an_origin_waits_for_its_snapshots() {
     world.sh("cmp -n 65536 new $M/org; cmp old $M/snap; cmp old $M/snap2");
     // Nor may somebody bring the origin back before them.
     let hang = below.hang();
-    kill(&world);
+    world.kill_daemon();
     world.sh("timeout 60 dmsetup reload org --table \"$(dmsetup table org)\"");
     let error = world.fails("timeout 60 dmsetup resume org");
     assert!(error.contains("snap, a snapshot"), "{error}");
     // One that cannot come back at all is none any more, as its origin goes on, now or later.
     world.sh("dmsetup clear org; mv cow2.img away.img");
-    kill(&world);
+    world.kill_daemon();
     drop(hang);
     world.sh("timeout 60 dd if=new of=$M/org bs=64k seek=2 oflag=direct status=none; mv away.img cow2.img");
-    kill(&world);
+    world.kill_daemon();
     world.sh("timeout 60 cmp old $M/snap; test -z \"$(dmsetup table snap2)\"; dmsetup remove snap2; truncate -s 0 cow2.img; truncate -s 16M cow2.img
          dmsetup create snap2 --table \"0 32768 snapshot $M/base $PWD/cow2.img N 8\"; cp $M/org old2");
     world.sh("mv cow2.img away.img");
-    kill(&world);
+    world.kill_daemon();
     world.sh("timeout 60 dd if=new of=$M/org bs=64k seek=1 oflag=direct status=none; mv away.img cow2.img");
-    kill(&world);
+    world.kill_daemon();
     world.sh("timeout 60 cmp old $M/snap; test -z \"$(dmsetup table snap2)\"");
     world.sh("dmsetup remove snap snap2 org; dmsetup remove base");
     world.end();
@@ -354,12 +327,10 @@ fn an_origin_waits_for_its_snapshots() {
 #[test]
 fn what_a_waiting_device_stands_on_is_in_use_and_messages_are_refused() {
     let name = "what_a_waiting_device_stands_on_is_in_use_and_messages_are_refused";
-    if !can_make_block_devices(name) {
+    let Some((below, world)) = worlds(name) else {
         return;
-    }
-    let below = Below::new();
+    };
     let low = &below.path;
-    let world = World::lasting();
     world.sh(&format!(
         "truncate -s 16M good.img data.img
          dmsetup create mid --table '0 8192 linear {low} 0'; dmsetup create up --table \"0 8192 linear $M/mid 0\"
@@ -373,7 +344,7 @@ fn what_a_waiting_device_stands_on_is_in_use_and_messages_are_refused() {
     ));
     let tables = world.sh("dmsetup table");
     let hang = below.hang();
-    kill(&world);
+    world.kill_daemon();
     assert_eq!(world.sh("timeout 60 dmsetup table"), tables);
     world.sh("dmsetup status up | grep '0 8192 linear'; dmsetup status >/dev/null; dmsetup deps mid | grep 1.dep");
     world.fails("timeout 20 dmsetup remove mid");
@@ -382,7 +353,7 @@ fn what_a_waiting_device_stands_on_is_in_use_and_messages_are_refused() {
     assert!(error.contains("busy"), "{error}");
     // A table that was to be swapped in must not seem to have been.
     world.fails("timeout 20 dmsetup resume swap");
-    let mut read = start(&world, &format!("{READ}/forced"));
+    let mut read = world.start(&format!("{READ}/forced"));
     world.sh("sleep 0.5");
     let _ = world.try_sh("timeout 20 dmsetup remove --force forced");
     assert!(!read.0.wait().expect("dd").success(), "an error");
@@ -414,12 +385,11 @@ fn one_that_hangs_again_keeps_no_other_late_device() {
     ));
     let hang = below.hang();
     let hang2 = second.hang();
-    kill(&world);
+    world.kill_daemon();
     // A load by a user that hangs on another device.
-    let mut load = start(
-        &world,
-        &format!("dmsetup reload a2 --table \"0 8192 era {low2} $PWD/good.img 128\""),
-    );
+    let mut load = world.start(&format!(
+        "dmsetup reload a2 --table \"0 8192 era {low2} $PWD/good.img 128\""
+    ));
     // And a new table for what another one stands on.
     world.sh(&format!(
         "dmsetup reload a3 --table \"0 8192 linear $PWD/good.img 0\"; sleep 1
@@ -443,8 +413,8 @@ fn one_that_hangs_again_keeps_no_other_late_device() {
          dmsetup create on_it --table \"0 8192 linear $M/with_inactive 0\"; dmsetup table >tables"
     ));
     let hang2 = second.hang();
-    kill(&world);
-    let mut read = start(&world, &format!("{READ}/on_era"));
+    world.kill_daemon();
+    let mut read = world.start(&format!("{READ}/on_era"));
     world.sh(&format!(
         "{READ}/on_it; {READ}/with_inactive; dmsetup table | cmp - tables"
     ));

@@ -1,6 +1,6 @@
 //! Arrays in stacks: members that fail under load, are damaged, removed and replaced, with nothing wrong above; and a daemon that dies.
 
-use thinmap_tests::world::{World, can_make_block_devices, kill_and_wait};
+use thinmap_tests::world::{World, can_make_block_devices};
 
 /// Words: members are `linear` on files, so that one can be made to fail at a moment.
 const WORDS: &str = r#"
@@ -108,7 +108,7 @@ fn arrays_go_on_when_the_daemon_dies() {
         let load = scope.spawn(|| world.sh(&format!("{WORDS} load $M/r --size=48m --loops=4")));
         for _ in 0..3 {
             std::thread::sleep(std::time::Duration::from_millis(700));
-            kill_and_wait(world.daemon_pid().expect("a daemon"));
+            world.kill_daemon();
         }
         load.join()
     });

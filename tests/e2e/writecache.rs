@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::fio;
-use crate::world::{World, can_make_block_devices, kill_and_wait};
+use crate::world::{World, can_make_block_devices};
 
 /// fio checks what it wrote on a cache much smaller than that, over six deaths of the daemon.
 #[test]
@@ -29,7 +29,7 @@ fn fio_verifies_a_write_cache_whose_daemon_dies() {
     );
     for _ in 0..6 {
         std::thread::sleep(Duration::from_millis(400));
-        kill_and_wait(world.daemon_pid().expect("a daemon"));
+        world.kill_daemon();
         // The next one serves when this is answered.
         world.sh("dmsetup status w");
     }

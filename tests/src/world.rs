@@ -196,6 +196,15 @@ impl World {
             .ok()
     }
 
+    /// A script that runs beside the test, and says nothing.
+    pub fn start(&self, script: &str) -> Ended {
+        let mut bash = self.command("bash");
+        bash.args(["-euc", script])
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
+        Ended(bash.spawn().expect("bash runs"))
+    }
+
     /// Ends the daemon the hard way and waits until it is gone.
     pub fn kill_daemon(&self) {
         let pid = self.daemon_pid().expect("a daemon runs");

@@ -31,20 +31,20 @@ pub(crate) fn patient_until<T>(until: Instant, load: impl FnOnce() -> T) -> T {
     done
 }
 
-fn patiently(open: impl Fn() -> Result<FileDevice, OpenError>) -> Result<FileDevice, OpenError> {
-    let is_busy = |error: &OpenError| {
+/// Tries again until then while a backing is busy.
+pub(crate) fn while_busy<T, E>(
+    until: Option<Instant>,
+    errno: impl Fn(&E) -> i32,
+    mut open: impl FnMut() -> Result<T, E>,
+) -> Result<T, E> {
+    let is_busy = |error: &E| {
         [Errno::BUSY, Errno::AGAIN]
             .iter()
-            .any(|errno| errno.raw_os_error() == error.errno())
+            .any(|busy| busy.raw_os_error() == errno(error))
     };
     loop {
         match open() {
-            Err(error)
-                if is_busy(&error)
-                    && PATIENT_UNTIL
-                        .get()
-                        .is_some_and(|until| Instant::now() < until) =>
-            {
+            Err(error) if is_busy(&error) && until.is_some_and(|until| Instant::now() < until) => {
                 std::thread::sleep(BUSY_PAUSE);
             }
             opened => return opened,
@@ -117,12 +117,14 @@ impl Opener {
                 read_only: request.read_only,
                 exclusive,
             };
-            patiently(|| FileDevice::open(path, mode))
-                .map(Arc::new)
-                .map_err(|e| OpenDeviceError {
-                    reason: e.to_string(),
-                    errno: e.errno(),
-                })
+            while_busy(PATIENT_UNTIL.get(), OpenError::errno, || {
+                FileDevice::open(path, mode)
+            })
+            .map(Arc::new)
+            .map_err(|e| OpenDeviceError {
+                reason: e.to_string(),
+                errno: e.errno(),
+            })
         };
         let dev = match (
             known.read_write.upgrade(),

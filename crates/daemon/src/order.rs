@@ -40,7 +40,7 @@ pub(crate) struct Tables {
 impl Returning {
     /// What of it, late so far, waits for nothing more: first the live table, then the inactive one.
     pub fn ready(&self, question: &Question, unserved: &BTreeSet<DevNo>) -> Tables {
-        let waits = |on: &StandsOn| on.waits_for(question, unserved).is_some();
+        let waits = |on: &StandsOn| on.waits_for(question, unserved, unserved).is_some();
         let live = self.late.live && !waits(&self.live_on);
         Tables {
             live,
@@ -55,20 +55,18 @@ impl Returning {
 }
 
 impl StandsOn {
-    pub fn waits_for(&self, question: &Question, unserved: &BTreeSet<DevNo>) -> Option<String> {
-        let is_behind = |backing: &&String| {
-            question.is_silent(backing)
-                || question
-                    .home(backing)
-                    .is_some_and(|on| unserved.contains(&on))
-        };
-        let backing = self.backings.iter().find(is_behind).cloned();
-        backing.or_else(|| {
-            self.ours
-                .intersection(unserved)
-                .next()
-                .map(DevNo::to_string)
-        })
+    /// What it waits for, if it does, while files on the devices `unserved` cannot be opened, and the devices `late` have no table.
+    pub fn waits_for(
+        &self,
+        question: &Question,
+        unserved: &BTreeSet<DevNo>,
+        late: &BTreeSet<DevNo>,
+    ) -> Option<String> {
+        let waits =
+            |backing: &&String| question.is_silent(backing) || question.lies_on(backing, unserved);
+        let backing = self.backings.iter().find(waits).cloned();
+        let below = || self.ours.intersection(late).next().map(DevNo::to_string);
+        backing.or_else(below)
     }
 }
 
@@ -142,11 +140,10 @@ impl Sort<'_> {
         let Some(table) = table else {
             return StandsOn::default();
         };
-        let named = table.devices().filter_map(|word| word.parse().ok());
         let of_origins = table
             .origins_changed()
             .filter_map(|origin| self.snapshots.get(origin));
-        let all = named.chain(of_origins.flatten().copied());
+        let all = table.numbers().chain(of_origins.flatten().copied());
         StandsOn {
             backings: backings(table, self.ours).collect(),
             ours: all

@@ -87,9 +87,8 @@ impl Question {
 
     /// Nothing can be heard any more before the devices `unserved` are served.
     fn is_settled(&self, unserved: &BTreeSet<DevNo>) -> bool {
-        let is_behind =
-            |backing: &String| self.home(backing).is_some_and(|on| unserved.contains(&on));
-        self.silent.iter().all(is_behind)
+        let mut silent = self.silent.iter();
+        silent.all(|backing| self.lies_on(backing, unserved))
     }
 
     fn note(&mut self, (number, home): (usize, Option<DevNo>)) {
@@ -102,9 +101,10 @@ impl Question {
         }
     }
 
-    /// The device that the backing, a file, lies on.
-    pub fn home(&self, backing: &str) -> Option<DevNo> {
-        self.homes.get(backing).copied()
+    /// It is a file on one of these devices, as far as known.
+    pub fn lies_on(&self, backing: &str, devices: &BTreeSet<DevNo>) -> bool {
+        let home = self.homes.get(backing);
+        home.is_some_and(|home| devices.contains(home))
     }
 
     /// Whether there is nothing more to wait for.

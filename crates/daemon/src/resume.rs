@@ -15,7 +15,7 @@ use thinmap_units::{DevNo, DmName, DmUuid};
 use crate::daemon::Daemon;
 use crate::devices::{Device, Lost};
 use crate::late::Late;
-use crate::opener::patient_until;
+use crate::opener::{patient_until, while_busy};
 use crate::order::{Returning, StandsOn, Tables, backings, bottom_up};
 use crate::question::Question;
 use crate::stand_in::StandIn;
@@ -26,7 +26,6 @@ const ANSWER_MAX: Duration = Duration::from_secs(5);
 /// How long backings may be held by what the dead daemon had in flight on them, all together: the keeper waits 60 s for a daemon to
 /// serve.
 pub(crate) const BUSY_MAX: Duration = Duration::from_secs(45);
-const BUSY_PAUSE: Duration = Duration::from_millis(2);
 
 impl Daemon {
     /// Brings back what was saved, but for what comes late. Nothing is served yet.
@@ -76,13 +75,7 @@ impl Daemon {
         late: &mut BTreeSet<DevNo>,
     ) {
         // Before anything is served no file on a device of ours can be opened.
-        let waits_for = |on: &StandsOn| {
-            let mut backings = on.backings.iter();
-            let unserved =
-                |backing: &&String| question.home(backing).is_some_and(|on| ours.contains(&on));
-            let unserved = backings.find(unserved).cloned();
-            unserved.or_else(|| on.waits_for(question, late))
-        };
+        let waits_for = |on: &StandsOn| on.waits_for(question, ours, late);
         let (device, saved) = (&one.device, &one.saved);
         let live = waits_for(&one.live_on).filter(|_| saved.live.is_some());
         let inactive = waits_for(&one.inactive_on).filter(|_| saved.inactive.is_some());
@@ -110,11 +103,7 @@ impl Daemon {
 
     /// Opens the devices of ours that its tables name, as the tables will.
     fn hold_below(&self, one: &Returning) -> Vec<DeviceUse> {
-        let tables = one.saved.tables();
-        let named = tables
-            .flat_map(SavedTable::devices)
-            .filter_map(|word| word.parse().ok());
-        let named: BTreeSet<DevNo> = named.collect();
+        let named: BTreeSet<DevNo> = one.saved.tables().flat_map(SavedTable::numbers).collect();
         let below = named
             .into_iter()
             .filter_map(|number| self.devices.by_dev(number));
@@ -126,7 +115,7 @@ impl Daemon {
     fn put_in_place(&self, device: &Device, saved: &SavedDevice) -> Arc<StandIn> {
         let (size, read_only) = (saved.live.as_ref())
             .map_or_else(Default::default, |table| (table.size(), table.read_only));
-        let stand_in = StandIn::new(size, saved.limits.into());
+        let stand_in = StandIn::new(size, saved.limits);
         device.node.attach(stand_in.clone(), read_only);
         device.control.lock().node = true;
         *device.stand_in.lock() = Some(stand_in.clone());
@@ -274,21 +263,7 @@ fn make_live(device: &Device, table: &SavedTable, until: Instant) -> Result<(), 
 /// The kernel holds the dead one's lock (of a file) or claim (of a block device) as long as they are.
 fn patiently(
     until: Instant,
-    mut load: impl FnMut() -> Result<(), DeviceError>,
+    load: impl FnMut() -> Result<(), DeviceError>,
 ) -> Result<(), DeviceError> {
-    loop {
-        match patient_until(until, &mut load) {
-            Err(error) if is_busy(&error) && Instant::now() < until => {
-                std::thread::sleep(BUSY_PAUSE);
-            }
-            done => return done,
-        }
-    }
-}
-
-fn is_busy(error: &DeviceError) -> bool {
-    use rustix::io::Errno;
-    [Errno::BUSY, Errno::AGAIN]
-        .iter()
-        .any(|errno| errno.raw_os_error() == error.errno())
+    patient_until(until, || while_busy(Some(until), DeviceError::errno, load))
 }

@@ -329,12 +329,7 @@ impl DmService for Daemon {
         Ok(DeviceDeps {
             devices: device.md.deps(slot(inactive)).or_else(|| {
                 let table = device.awaited_table(inactive)?;
-                Some(
-                    table
-                        .devices()
-                        .filter_map(|word| word.parse().ok())
-                        .collect(),
-                )
+                Some(table.numbers().collect())
             }),
             info: self.info(&device),
         })

@@ -113,6 +113,7 @@ mod tests {
     use std::sync::atomic::{AtomicU64, Ordering};
 
     use thinmap_block::EndIo;
+    use thinmap_block::backing::MemoryDevice;
     use thinmap_runtime::IoBuf;
 
     use super::*;
@@ -134,20 +135,8 @@ mod tests {
         }
     }
 
-    struct Fine;
-
-    impl BlockDevice for Fine {
-        fn limits(&self) -> QueueLimits {
-            QueueLimits::STACKING
-        }
-
-        fn size(&self) -> Sector {
-            Sector(16)
-        }
-
-        fn submit(&self, io: Io) {
-            io.complete(BlkStatus::Ok);
-        }
+    fn device() -> Arc<MemoryDevice> {
+        Arc::new(MemoryDevice::new(Sector(16)))
     }
 
     fn bench() -> (Arc<StandIn>, Arc<Count>, impl Fn()) {
@@ -172,7 +161,7 @@ mod tests {
         read();
         read();
         assert_eq!((counts(&count), stand_in.size()), ((0, 0), SIZE));
-        stand_in.pass_to(Arc::new(Fine));
+        stand_in.pass_to(device());
         assert_eq!((counts(&count), stand_in.size()), ((2, 0), Sector(16)));
         read();
         stand_in.fail();
@@ -194,7 +183,7 @@ mod tests {
         stand_in.hold();
         read();
         assert_eq!(counts(&count), (0, 2));
-        stand_in.pass_to(Arc::new(Fine));
+        stand_in.pass_to(device());
         read();
         assert_eq!(counts(&count), (2, 2));
     }
@@ -205,7 +194,7 @@ mod tests {
             let (stand_in, count, read) = bench();
             std::thread::scope(|scope| {
                 scope.spawn(|| (0..50).for_each(|_| read()));
-                scope.spawn(|| stand_in.pass_to(Arc::new(Fine)));
+                scope.spawn(|| stand_in.pass_to(device()));
             });
             assert_eq!(counts(&count), (50, 0));
         }

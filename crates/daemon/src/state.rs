@@ -37,60 +37,33 @@ pub struct SavedDevice {
     /// The table that waits for a resume.
     pub inactive: Option<SavedTable>,
     /// What requests must look like, for who has it open while its table is not back.
-    #[serde(default)]
-    pub limits: SavedLimits,
+    #[serde(with = "SavedLimits", default = "unknown_limits")]
+    pub limits: QueueLimits,
 }
 
-/// As [`QueueLimits`] has them.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct SavedLimits {
+#[derive(Serialize, Deserialize)]
+#[serde(remote = "QueueLimits")]
+struct SavedLimits {
     logical_block_size: u32,
     physical_block_size: u32,
     io_min: u32,
     io_opt: u32,
     discard_granularity: u32,
-    max_discard: u64,
-    max_write_zeroes: u64,
+    #[serde(with = "SavedSector")]
+    max_discard: Sector,
+    #[serde(with = "SavedSector")]
+    max_write_zeroes: Sector,
     write_cache: bool,
     read_only: bool,
 }
 
-impl From<QueueLimits> for SavedLimits {
-    fn from(limits: QueueLimits) -> Self {
-        Self {
-            logical_block_size: limits.logical_block_size,
-            physical_block_size: limits.physical_block_size,
-            io_min: limits.io_min,
-            io_opt: limits.io_opt,
-            discard_granularity: limits.discard_granularity,
-            max_discard: limits.max_discard.raw(),
-            max_write_zeroes: limits.max_write_zeroes.raw(),
-            write_cache: limits.write_cache,
-            read_only: limits.read_only,
-        }
-    }
-}
+#[derive(Serialize, Deserialize)]
+#[serde(remote = "Sector")]
+struct SavedSector(u64);
 
-impl From<SavedLimits> for QueueLimits {
-    fn from(limits: SavedLimits) -> Self {
-        Self {
-            logical_block_size: limits.logical_block_size,
-            physical_block_size: limits.physical_block_size,
-            io_min: limits.io_min,
-            io_opt: limits.io_opt,
-            discard_granularity: limits.discard_granularity,
-            max_discard: Sector(limits.max_discard),
-            max_write_zeroes: Sector(limits.max_write_zeroes),
-            write_cache: limits.write_cache,
-            read_only: limits.read_only,
-        }
-    }
-}
-
-impl Default for SavedLimits {
-    fn default() -> Self {
-        QueueLimits::STACKING.into()
-    }
+/// Of a device that a daemon has noted which did not know them.
+fn unknown_limits() -> QueueLimits {
+    QueueLimits::STACKING
 }
 
 /// A table as `dmsetup table` prints it, but for keys of ciphers: those are in no file. Keys of integrity's hashes are: they stand in
@@ -155,6 +128,11 @@ impl SavedTable {
         let words = self.lines.iter().flat_map(|(.., params)| params.split(' '));
         words.filter(|word| word.starts_with('/') || word.parse::<DevNo>().is_ok())
     }
+
+    /// Numbers of devices among the arguments.
+    pub fn numbers(&self) -> impl Iterator<Item = DevNo> {
+        self.devices().filter_map(|word| word.parse().ok())
+    }
 }
 
 impl SavedDevice {
@@ -187,7 +165,7 @@ impl SavedDevice {
             deferred_remove: device.deferred_remove(),
             live: SavedTable::of(device, WhichTable::Live).or(lost_live),
             inactive: SavedTable::of(device, WhichTable::Inactive),
-            limits: limits.into(),
+            limits,
         };
         if ahead_of_resume {
             saved.suspended = false;

@@ -225,8 +225,9 @@ const ANEW_ABOVE: usize = 1 << 20;
 mod tests {
     use std::os::unix::fs::MetadataExt;
 
+    use thinmap_block::QueueLimits;
+
     use super::*;
-    use crate::state::SavedLimits;
 
     fn saved(minor: u32, name: &str) -> SavedDevice {
         SavedDevice {
@@ -242,7 +243,7 @@ mod tests {
             deferred_remove: false,
             live: None,
             inactive: None,
-            limits: SavedLimits::default(),
+            limits: QueueLimits::STACKING,
         }
     }
 
