@@ -21,8 +21,7 @@ impl Below {
 
     /// Until the answer is dropped.
     fn hang(&self) -> Hang<'_> {
-        self.world.sh("dmsetup suspend low");
-        Hang(&self.world)
+        Hang::of(&self.world, "low")
     }
 
     fn end(self) {
@@ -31,11 +30,19 @@ impl Below {
     }
 }
 
-struct Hang<'a>(&'a World);
+/// A device of a world that hangs.
+struct Hang<'a>(&'a World, &'static str);
+
+impl<'a> Hang<'a> {
+    fn of(world: &'a World, device: &'static str) -> Self {
+        world.sh(&format!("dmsetup suspend {device}"));
+        Self(world, device)
+    }
+}
 
 impl Drop for Hang<'_> {
     fn drop(&mut self) {
-        self.0.try_sh("dmsetup resume low");
+        self.0.try_sh(&format!("dmsetup resume {}", self.1));
     }
 }
 
@@ -424,5 +431,90 @@ fn one_that_hangs_again_keeps_no_other_late_device() {
     drop(hang2);
     world.end();
     second.end();
+    below.end();
+}
+
+/// A state that a command notes meanwhile names it as the live one, which is not suspended.
+#[test]
+fn a_table_on_its_way_back_is_noted_as_the_live_one() {
+    let Some((below, world)) = worlds("a_table_on_its_way_back_is_noted_as_the_live_one") else {
+        return;
+    };
+    // Its first sectors answer and the rest hangs: that is where the journal begins, which a resume reads.
+    let split = below.world.sh(
+        "dmsetup create rest --table \"0 65536 linear $PWD/low.img 0\"
+         dmsetup create split --table \"0 8 linear $PWD/low.img 0
+8 65528 linear $M/rest 8\"; readlink -f $M/split",
+    );
+    let split = split.trim();
+    world.sh(&format!(
+        "dmsetup create hash --table '0 16384 integrity {split} 0 4 J 0'; dmsetup table >tables"
+    ));
+    let all = Hang::of(&below.world, "split");
+    world.kill_daemon();
+    world.sh(&format!(
+        "timeout 60 dmsetup info hash; grep '{WAITS}.*=hash' $RUN/daemon.log"
+    ));
+    let rest = Hang::of(&below.world, "rest");
+    drop(all);
+    let mut read = world.start(&format!("{READ}/hash"));
+    world.sh("sleep 2; timeout 60 dmsetup rename --setuuid hash its-uuid");
+    assert!(read.0.try_wait().expect("dd").is_none(), "it waits");
+    // It dies when the kernel's request to the backing has ended, and not before.
+    let dying = world.daemon_pid().expect("a daemon");
+    world.sh(&format!("kill -9 {dying}"));
+    drop(rest);
+    world.sh(
+        "dmsetup table | cmp - tables; dmsetup info hash | grep its-uuid
+         test $(dmsetup info -c --noheadings -o attr hash) = L--w",
+    );
+    assert!(read.0.wait().expect("dd").success());
+    world.sh("dmsetup remove hash");
+    world.end();
+    below.world.sh("dmsetup remove split; dmsetup remove rest");
+    below.end();
+}
+
+/// An era writes when it is resumed, not when it is loaded.
+#[test]
+fn a_table_that_a_resume_refuses_takes_requests_when_its_backing_is_well() {
+    let name = "a_table_that_a_resume_refuses_takes_requests_when_its_backing_is_well";
+    let Some((below, world)) = worlds(name) else {
+        return;
+    };
+    let low = &below.path;
+    let write = "timeout 60 dd if=/dev/zero bs=64k count=1 oflag=direct status=none of=$M";
+    world.sh(&format!(
+        "truncate -s 4M disk.img; dmsetup create era --table \"0 8192 era {low} $PWD/disk.img 128\"; {write}/era"
+    ));
+    let low_becomes = |target: &str, rest: &str| {
+        below.world.sh(&format!(
+            "dmsetup suspend low; dmsetup reload low --table \"0 131072 {target} $PWD/low.img 0 {rest}\"; dmsetup resume low"
+        ))
+    };
+    let state = |state: &str| format!("timeout 60 dmsetup info era | grep {state}");
+    let refused = || {
+        low_becomes("flakey", "0 3600 1 error_writes");
+        for _ in 0..2 {
+            world.kill_daemon();
+            world.sh(&format!(
+                "{}; dmsetup table era | grep 128$",
+                state("SUSPENDED")
+            ));
+        }
+        world.fails("dmsetup resume era");
+        low_becomes("linear", "");
+    };
+    refused();
+    world.sh(&format!("dmsetup resume era; {write}/era"));
+    refused();
+    world.sh(&format!(
+        "thinmap upgrade; {}; {write}/era",
+        state("ACTIVE")
+    ));
+    refused();
+    let suspended = state("SUSPENDED");
+    world.sh(&format!("dmsetup suspend era; thinmap upgrade; {suspended}; dmsetup resume era; {write}/era; dmsetup remove era"));
+    world.end();
     below.end();
 }

@@ -23,8 +23,8 @@ pub struct Device {
     pub node: Arc<dyn BlockNode>,
     /// Commands on one device come one at a time.
     pub control: Mutex<Visible>,
-    /// Held around the writing of its state; whether that is to show what a resume under way will have done.
-    pub saving: Mutex<bool>,
+    /// Held around the writing of its state: what that is to show.
+    pub saving: Mutex<Saving>,
     /// What it had under the last daemon and has not got back; noted until it has something else.
     pub lost: Mutex<Lost>,
     /// What its users reach while it has no table for that reason.
@@ -48,6 +48,25 @@ pub struct Lost {
     pub silent: Option<String>,
     /// Keeps the devices open that the tables name, as the tables would.
     pub below: Vec<DeviceUse>,
+}
+
+impl Lost {
+    /// Its table could not be loaded or resumed, and nothing is waited for.
+    pub fn could_not_come(&self) -> bool {
+        self.live.is_some() && self.silent.is_none()
+    }
+}
+
+/// What a state that is noted now shows of the inactive table.
+#[derive(Default, Clone, Copy, PartialEq, Eq)]
+pub enum Saving {
+    /// That it is one.
+    #[default]
+    AsIs,
+    /// That it is live, which a resume under way will have made it.
+    AfterResume,
+    /// Nothing: it is the live one of before, on its way back.
+    OnTheWayBack,
 }
 
 /// Where the device can be seen now.

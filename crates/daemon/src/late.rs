@@ -202,8 +202,9 @@ fn come_back(daemon: &Daemon, stack: Vec<Due>) -> Vec<Returning> {
 /// Makes what is there now reachable, and notes it.
 fn came_back(daemon: &Daemon, device: &Arc<Device>, visible: &mut Visible) {
     let facts = device.md.info();
-    if facts.live.is_some() {
-        let mut lost = device.lost.lock();
+    let mut lost = device.lost.lock();
+    let is_back = facts.live.is_some() && !lost.could_not_come();
+    if is_back {
         let was = std::mem::take(&mut *lost);
         if facts.inactive.is_none() && was.inactive.is_some() {
             *lost = Lost {
@@ -215,6 +216,8 @@ fn came_back(daemon: &Daemon, device: &Arc<Device>, visible: &mut Visible) {
         }
         drop(lost);
         tracing::info!(device = %device.md.name(), "is back: its backings have answered");
+    } else {
+        drop(lost);
     }
     if let Err(error) = daemon.make_visible(device, visible) {
         tracing::error!(device = %device.md.name(), %error, "its block device cannot be told its size and limits");

@@ -13,7 +13,7 @@ use thinmap_dm::{DeviceError, DeviceUse, MappedDevice, SuspendFlags, WhichTable}
 use thinmap_units::{DevNo, DmName, DmUuid};
 
 use crate::daemon::Daemon;
-use crate::devices::{Device, Lost};
+use crate::devices::{Device, Lost, Saving};
 use crate::late::Late;
 use crate::opener::{patient_until, while_busy};
 use crate::order::{Returning, StandsOn, Tables, backings, bottom_up};
@@ -130,20 +130,11 @@ impl Daemon {
                 continue;
             };
             let device = &one.device;
-            if let Err(error) = make_live(device, table, until) {
-                tracing::error!(device = %device.md.name(), %error, "cannot come back: I/O on it fails. When the cause is cured run `thinmap upgrade` (the next daemon tries again), or load its table");
-                let present = device.stand_in.lock().clone();
-                let stand_in = present.unwrap_or_else(|| self.put_in_place(device, &one.saved));
-                let mut lost = device.lost.lock();
-                *lost = Lost {
-                    live: Some(table.clone()),
-                    // It may still come.
-                    inactive: lost.inactive.take(),
-                    below: self.hold_below(one),
-                    ..Lost::default()
-                };
-                drop(lost);
-                stand_in.fail();
+            *device.saving.lock() = Saving::OnTheWayBack;
+            let made = make_live(device, table, until);
+            *device.saving.lock() = Saving::AsIs;
+            if let Err(error) = made {
+                self.did_not_come_back(one, table, &error);
             }
         }
         if self.devices.all().iter().any(|device| device.is_lost()) {
@@ -165,10 +156,45 @@ impl Daemon {
             let SavedDevice {
                 suspended, frozen, ..
             } = one.saved;
-            if suspended && let Err(error) = one.device.md.suspend_again(frozen) {
+            let facts = one.device.md.info();
+            let is_back = facts.live.is_some() && !facts.suspended;
+            if suspended
+                && is_back
+                && let Err(error) = one.device.md.suspend_again(frozen)
+            {
                 tracing::error!(device = %one.device.md.name(), %error, "cannot be suspended again");
             }
         }
+    }
+
+    /// A live table could not be loaded, or was refused when it was resumed.
+    fn did_not_come_back(&self, one: &Returning, table: &SavedTable, error: &DeviceError) {
+        let device = &one.device;
+        let refused = device.md.info().live.is_some();
+        let mut lost = device.lost.lock();
+        *lost = Lost {
+            live: Some(table.clone()),
+            // It may still come.
+            inactive: lost.inactive.take(),
+            suspended: one.saved.suspended,
+            frozen: one.saved.frozen,
+            below: match refused {
+                // They are in its table.
+                true => Vec::new(),
+                false => self.hold_below(one),
+            },
+            silent: None,
+        };
+        drop(lost);
+        let name = device.md.name();
+        if refused {
+            tracing::error!(device = %name, %error, "its table is back and cannot be resumed: I/O on it waits. When the cause is cured resume it, or run `thinmap upgrade`");
+            return;
+        }
+        tracing::error!(device = %name, %error, "cannot come back: I/O on it fails. When the cause is cured run `thinmap upgrade` (the next daemon tries again), or load its table");
+        let present = device.stand_in.lock().clone();
+        let stand_in = present.unwrap_or_else(|| self.put_in_place(device, &one.saved));
+        stand_in.fail();
     }
 
     /// Snapshots of these origins, as tables name them, that have no table since the last daemon's end.

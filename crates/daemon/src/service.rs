@@ -14,7 +14,7 @@ use thinmap_units::{DmName, DmUuid, Sector};
 use zeroize::Zeroize;
 
 use crate::daemon::Daemon;
-use crate::devices::{Device, Lost, Taken};
+use crate::devices::{Device, Lost, Saving, Taken};
 use crate::late::{has_its_inactive_table, has_its_table};
 use crate::state::SavedTable;
 
@@ -197,6 +197,10 @@ impl DmService for Daemon {
             .md
             .suspend_unless(suspend_flags(options), &|| self.is_stopping())
             .map_err(|e| failed(&device, "suspend", &e))?;
+        let mut lost = device.lost.lock();
+        // Until now it was only because its table was refused on its way back.
+        lost.suspended |= lost.could_not_come();
+        drop(lost);
         self.note(&device)?;
         drop(control);
         Ok(self.info(&device))
@@ -222,7 +226,7 @@ impl DmService for Daemon {
         // COMPAT: a resume that finds nothing to do sends no uevent.
         let uevent = facts.suspended || facts.inactive.is_some();
         // CRASH: noted before it is done. From then on requests go by the new table, and a successor must not take the old one.
-        *device.saving.lock() = true;
+        *device.saving.lock() = Saving::AfterResume;
         let noted = self.note(&device);
         let resumed = noted.and_then(|()| {
             device
@@ -230,7 +234,7 @@ impl DmService for Daemon {
                 .resume_unless(suspend_flags(options), &|| self.is_stopping())
                 .map_err(|e| failed(&device, "resume", &e))
         });
-        *device.saving.lock() = false;
+        *device.saving.lock() = Saving::AsIs;
         let lost = match resumed.is_ok() {
             true => std::mem::take(&mut *device.lost.lock()),
             false => Lost::default(),

@@ -7,7 +7,7 @@ use thinmap_exports::block_node::SavedNode;
 use thinmap_targets::{changes_origin, keeps_old_data_of};
 use thinmap_units::{DevNo, Sector};
 
-use crate::devices::Device;
+use crate::devices::{Device, Saving};
 
 /// One device.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -136,8 +136,8 @@ impl SavedTable {
 }
 
 impl SavedDevice {
-    /// A device as it is, or as a resume under way will have made it.
-    pub fn of(device: &Device, ahead_of_resume: bool) -> Self {
+    /// A device as it is, or as what is under way will have made it.
+    pub fn of(device: &Device, saving: Saving) -> Self {
         let facts = device.md.info();
         let SavedNode {
             minor: _,
@@ -148,6 +148,8 @@ impl SavedDevice {
         let (lost_live, lost_inactive) = (lost.live.clone(), lost.inactive.clone());
         let (was_suspended, was_frozen) = (lost.suspended, lost.frozen);
         drop(lost);
+        // A table on its way back, or refused on it, is suspended whatever the device was.
+        let is_suspended = facts.suspended && lost_live.is_none();
         let limits = match (&facts.live, &*device.stand_in.lock()) {
             (None, Some(stand_in)) => stand_in.limits(),
             _ => device.md.limits(),
@@ -160,16 +162,20 @@ impl SavedDevice {
             file,
             made_node,
             event_nr: facts.event_nr,
-            suspended: facts.suspended || was_suspended,
+            suspended: is_suspended || was_suspended,
             frozen: device.md.is_frozen() || was_frozen,
             deferred_remove: device.deferred_remove(),
             live: SavedTable::of(device, WhichTable::Live).or(lost_live),
             inactive: SavedTable::of(device, WhichTable::Inactive),
             limits,
         };
-        if ahead_of_resume {
-            saved.suspended = false;
-            saved.live = saved.inactive.take().or(saved.live);
+        match saving {
+            Saving::AsIs => {}
+            Saving::AfterResume => {
+                saved.suspended = false;
+                saved.live = saved.inactive.take().or(saved.live);
+            }
+            Saving::OnTheWayBack => saved.inactive = None,
         }
         saved.inactive = saved.inactive.or(lost_inactive);
         saved

@@ -69,8 +69,8 @@ impl StateLog {
 
     /// Notes a device's state.
     pub fn save(&self, device: &Device) -> io::Result<()> {
-        let ahead = device.saving.lock();
-        self.put(SavedDevice::of(device, *ahead))
+        let saving = device.saving.lock();
+        self.put(SavedDevice::of(device, *saving))
     }
 
     fn put(&self, saved: SavedDevice) -> io::Result<()> {
