@@ -3,7 +3,7 @@
 //! INVARIANT: the kernel answers in a copy of the caller's buffer, so what it does not write comes back as the caller sent it:
 //! the tail of a name behind its NUL, the gaps between records. So does this.
 
-use thinmap_units::{DevNo, DmName, DmUuid};
+use thinmap_units::{DevNo, DmName, DmUuid, TableLine};
 use zerocopy::{FromBytes, IntoBytes, NativeEndian, U32, U64};
 
 use crate::ioctl::{
@@ -12,7 +12,7 @@ use crate::ioctl::{
 };
 use crate::request::Request;
 use crate::response::Response;
-use crate::service::{DeviceInfo, DeviceListEntry, TableLine, TargetVersion};
+use crate::service::{DeviceInfo, DeviceListEntry, TargetVersion};
 
 /// What the kernel adds for each record of a list of versions, for its alignment.
 const VERSION_SLACK_BYTES: usize = 7;

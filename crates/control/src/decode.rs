@@ -1,7 +1,7 @@
 //! The kernel's reading of an ioctl buffer, with its errnos, in its order. Must never panic, whatever the bytes.
 
 use rustix::io::Errno;
-use thinmap_units::{DevNo, DmName, DmUuid, Sector};
+use thinmap_units::{DevNo, DmName, DmUuid, Sector, TableLine};
 use zerocopy::{FromBytes, NativeEndian, U64};
 
 use crate::ioctl::{
@@ -9,9 +9,7 @@ use crate::ioctl::{
     TargetSpec, UUID_FIELD_BYTES, flag, until_nul,
 };
 use crate::request::Request;
-use crate::service::{
-    DeviceSelector, DmError, Geometry, StatusKind, StatusQuery, SuspendOptions, TableLine,
-};
+use crate::service::{DeviceSelector, DmError, Geometry, StatusKind, StatusQuery, SuspendOptions};
 
 impl Request {
     /// Reads a request for `command` from a buffer whose version is already checked.

@@ -1,15 +1,14 @@
 //! From an ioctl buffer to a service call and back, by the kernel's rules.
 
 use rustix::io::Errno;
-use thinmap_units::Sector;
+use thinmap_units::{Sector, TableLine, split_args};
 use zerocopy::IntoBytes;
 use zeroize::{Zeroize, Zeroizing};
 
 use crate::ioctl::{Command, Header, INTERFACE_VERSION};
 use crate::request::Request;
 use crate::response::Response;
-use crate::service::{CancelToken, DmError, DmService, TableLine, TargetVersion};
-use crate::split_args;
+use crate::service::{CancelToken, DmError, DmService, TargetVersion};
 
 /// Runs command `nr` on `buffer`. Afterwards `buffer` holds the bytes to copy over the start of the caller's
 /// buffer; on an error that is the version alone, or nothing when not even that could be written.

@@ -24,7 +24,6 @@ mod response;
 mod run_dir;
 pub mod server;
 mod service;
-mod split_args;
 
 pub use client::{CallError, Client, Forwarded};
 pub use dispatch::{apply, check_version, dispatch};
@@ -38,7 +37,7 @@ pub use run_dir::{
 pub use server::{ControlService, RunningServer, Server, ServerError};
 pub use service::{
     CancelToken, DeviceDeps, DeviceInfo, DeviceListEntry, DeviceSelector, DeviceStatus, DmError,
-    DmService, Geometry, Removal, StatusKind, StatusQuery, SuspendOptions, TableInfo, TableLine,
+    DmService, Geometry, Removal, StatusKind, StatusQuery, SuspendOptions, TableInfo,
     TargetVersion,
 };
-pub use split_args::split_args;
+pub use thinmap_units::{TableLine, split_args};

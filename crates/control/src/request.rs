@@ -1,16 +1,14 @@
 //! Requests: what an ioctl buffer asks for, in typed form, and the buffer that libdevmapper would send for it
 //! ([`Request::encode`]). The kernel's reading of a buffer is in [`crate::decode`].
 
-use thinmap_units::{DevNo, DmName, DmUuid, Sector};
+use thinmap_units::{DevNo, DmName, DmUuid, Sector, TableLine};
 use zerocopy::{IntoBytes, NativeEndian, U32, U64};
 use zeroize::Zeroize;
 
 use crate::ioctl::{
     Command, HEADER_BYTES, Header, TARGET_SPEC_BYTES, TargetSpec, flag, nul_padded,
 };
-use crate::service::{
-    DeviceSelector, Geometry, StatusKind, StatusQuery, SuspendOptions, TableLine,
-};
+use crate::service::{DeviceSelector, Geometry, StatusKind, StatusQuery, SuspendOptions};
 
 /// A request in typed form.
 #[derive(Clone, PartialEq, Eq, Debug)]

@@ -2,7 +2,7 @@
 //! [`crate::answer`].
 
 use rustix::io::Errno;
-use thinmap_units::{DevNo, DmName, DmUuid, Sector};
+use thinmap_units::{DevNo, DmName, DmUuid, Sector, TableLine};
 use zerocopy::{FromBytes, NativeEndian, U32, U64};
 use zeroize::Zeroize;
 
@@ -11,7 +11,7 @@ use crate::ioctl::{
 };
 use crate::request::Request;
 use crate::service::{
-    DeviceDeps, DeviceInfo, DeviceListEntry, DeviceStatus, DmError, Removal, TableInfo, TableLine,
+    DeviceDeps, DeviceInfo, DeviceListEntry, DeviceStatus, DmError, Removal, TableInfo,
     TargetVersion,
 };
 

@@ -6,7 +6,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use rustix::io::Errno;
-use thinmap_units::{DevNo, DmName, DmUuid, Sector};
+use thinmap_units::{DevNo, DmName, DmUuid, Sector, TableLine};
 
 /// A command failed: the kernel's errno, and the text that the kernel would have logged.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
@@ -50,17 +50,6 @@ impl std::fmt::Display for DeviceSelector {
             Self::Dev(dev) => write!(f, "{dev}"),
         }
     }
-}
-
-/// One line of a table: `len` sectors from `start` are mapped by `target` with `params`.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct TableLine {
-    pub start: Sector,
-    pub len: Sector,
-    /// Target type; at most 15 bytes.
-    pub target: String,
-    /// The target's arguments, unsplit; see [`split_args`](crate::split_args).
-    pub params: String,
 }
 
 /// A mapped device's state. Both tables are described; the codec picks the one that was asked for.

@@ -296,15 +296,6 @@ impl DmService for Daemon {
         lines: Vec<TableLine>,
         read_only: bool,
     ) -> Result<DeviceInfo, DmError> {
-        let lines: Vec<thinmap_dm::TableLine> = lines
-            .into_iter()
-            .map(|line| thinmap_dm::TableLine {
-                start: line.start,
-                len: line.len,
-                target: line.target,
-                params: line.params,
-            })
-            .collect();
         let lines = Wiped(lines);
         let device = self.find(selector)?;
         let control = device.control.lock();
@@ -472,21 +463,19 @@ fn awaited_lines(device: &Device, query: StatusQuery) -> Option<Vec<TableLine>> 
         let words: Vec<String> = params.split(' ').map(shown).collect();
         words.join(" ")
     };
-    let line = |line: thinmap_dm::TableLine| TableLine {
-        start: line.start,
-        len: line.len,
-        target: line.target,
+    let line = |line: TableLine| TableLine {
         params: match query.kind {
             StatusKind::Table => words(&line.params),
             _ => String::new(),
         },
+        ..line
     };
     let table = device.awaited_table(query.inactive)?;
     Some(table.lines().into_iter().map(line).collect())
 }
 
 /// A table's lines, which may hold a key, overwritten when they go.
-struct Wiped(Vec<thinmap_dm::TableLine>);
+struct Wiped(Vec<TableLine>);
 
 impl Drop for Wiped {
     fn drop(&mut self) {

@@ -27,8 +27,8 @@ pub use mapped_device::{
 };
 pub use registry::Registry;
 pub use suspend::SuspendFlags;
-pub use table::{TableLine, split_args};
 pub use target::{
     ConstructCx, DeviceRole, MapOutcome, StatusFlags, StatusKind, Target, TargetArgs,
     TargetFeatures, TargetInfo, TargetType,
 };
+pub use thinmap_units::{TableLine, split_args};

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 use thinmap_block::{BlockDevice, Extent, Io, QueueLimits};
-use thinmap_units::{BlkStatus, DevNo, DmName, DmUuid, Sector};
+use thinmap_units::{BlkStatus, DevNo, DmName, DmUuid, Sector, TableLine};
 
 use crate::claims::{Openings, reaches};
 use crate::environment::Environment;
@@ -17,7 +17,7 @@ use crate::error::{MessageError, ResumeError, TableError};
 use crate::event::TableEvent;
 use crate::io::IoCore;
 use crate::registry::Registry;
-use crate::table::{LiveTable, Table, TableLine, retire};
+use crate::table::{LiveTable, Table, retire};
 use crate::target::{ConstructCx, StatusFlags, StatusKind};
 
 /// One device of device mapper.

@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use thinmap_units::Sector;
+use thinmap_units::{Sector, TableLine};
 
 use crate::mapped_device::{DeviceError, MappedDevice};
-use crate::table::{LiveTable, Table, TableLine, retire};
+use crate::table::{LiveTable, Table, retire};
 
 /// How to suspend.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

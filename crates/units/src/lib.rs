@@ -8,11 +8,13 @@ mod blk_status;
 mod dev_no;
 mod name;
 mod size;
+mod table_line;
 
 pub use blk_status::BlkStatus;
 pub use dev_no::{DevNo, ParseDevNoError};
 pub use name::{DmName, DmUuid, NAME_BYTES_MAX, NameError, UUID_BYTES_MAX};
 pub use size::{ParseSizeError, parse_size};
+pub use table_line::{TableLine, split_args};
 
 /// Bytes in a sector. Device mapper's sector is always 512 bytes, whatever the hardware says.
 pub const SECTOR_SIZE: u64 = 512;

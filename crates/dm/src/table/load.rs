@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use thinmap_units::Sector;
+use thinmap_units::{Sector, TableLine, split_args};
 use zeroize::Zeroizing;
 
-use super::{Line, Table, TableLine, split_args};
+use super::{Line, Table};
 use crate::error::TableError;
 use crate::registry::Registry;
 use crate::target::{ConstructCx, TargetArgs, TargetInfo};

@@ -4,7 +4,6 @@
 
 mod limits;
 mod load;
-mod parse;
 
 use std::sync::Arc;
 
@@ -12,24 +11,10 @@ use thinmap_block::{Op, QueueLimits};
 use thinmap_units::{DevNo, Sector};
 
 pub(crate) use load::retire;
-pub use parse::split_args;
 
 use crate::device_use::{DeviceId, DeviceUse};
 use crate::error::TableError;
 use crate::target::{DeviceRole, Target, TargetInfo};
-
-/// One line of a table as it is asked for: `len` sectors from `start` are mapped by `target` with `params`.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct TableLine {
-    /// First sector in the mapped device.
-    pub start: Sector,
-    /// Length.
-    pub len: Sector,
-    /// The target type's name.
-    pub target: String,
-    /// Its arguments, unsplit; see [`split_args`].
-    pub params: String,
-}
 
 /// A loaded table: its targets are constructed, their devices open.
 pub(crate) struct Table {
