@@ -4,27 +4,20 @@
 //! request, SIGTERM, SIGINT): take no more commands, remove all devices top down so that everything acknowledged is
 //! durable, take exports, mounts and sockets away.
 
-use std::os::fd::AsFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::RwLock;
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
-use signal_hook::iterator::Signals;
-use thinmap_block::BlockDevice;
 use thinmap_control::server::{Server, ServerError};
 use thinmap_dm::{Environment, KeptMemory, Registry, SharedState};
 use thinmap_exports::block_node::{self, BlockNodes, DescriptorKeeper, NodesConfig};
-use thinmap_exports::nbd::{
-    NbdConfig, NbdExport, NbdServer, NbdServerError, NbdSockets, TcpConfig, TlsConfig,
-};
 use thinmap_runtime::{Spawner, ThreadSpawner};
 use thinmap_targets::NoPathTimeout;
 
 use crate::access::{Access, AccessError};
-use crate::config::{Config, NbdSection};
+use crate::config::Config;
 use crate::daemon::{Continuity, Daemon, Ending, Stopping};
 use crate::devices::{Device, Devices};
 use crate::keeper::link::KeeperLink;
@@ -34,6 +27,7 @@ use crate::nodes::Nodes;
 use crate::opener::Opener;
 use crate::reaper::Reaper;
 use crate::state_log::StateLog;
+use crate::{nbd, process};
 
 /// Why the daemon could not start.
 #[derive(Debug, thiserror::Error)]
@@ -110,14 +104,14 @@ fn serve(config: &Config, link: Option<Arc<KeeperLink>>) -> Result<(), RunError>
     let access = can_do_without(is_successor, NO_ACCESS, config.file.access.resolve())?;
     let mut server = claim(config, link.as_deref())?;
     server.admit_whom_the_mode_admits(access.administrators.is_some());
-    prepare_process(config);
+    process::prepare(config);
     if !is_successor {
         block_node::clean_stale(&config.run_dir);
     }
     let (daemon, nbd, late) = build(config, link.clone(), &access)?;
-    let signals = watch_signals(&daemon)?;
+    let signals = process::watch_signals(&daemon)?;
     daemon.after_bring_back();
-    *daemon.nbd.write() = can_do_without(is_successor, NO_NBD, start_nbd(&daemon, nbd))?;
+    *daemon.nbd.write() = can_do_without(is_successor, NO_NBD, nbd::start(&daemon, nbd))?;
     can_do_without(
         is_successor,
         NO_ACCESS,
@@ -219,7 +213,7 @@ fn claim(config: &Config, link: Option<&KeeperLink>) -> Result<Server, RunError>
     Ok(server)
 }
 
-fn keeping(source: std::io::Error) -> RunError {
+pub(crate) fn keeping(source: std::io::Error) -> RunError {
     RunError::System {
         what: "hand a descriptor to the keeper",
         source,
@@ -231,7 +225,7 @@ fn build(
     config: &Config,
     link: Option<Arc<KeeperLink>>,
     access: &Access,
-) -> Result<(Arc<Daemon>, Option<Nbd>, Option<Late>), RunError> {
+) -> Result<(Arc<Daemon>, Option<nbd::Nbd>, Option<Late>), RunError> {
     let directory = |path: &Path| {
         let path = path.to_owned();
         move |source| RunError::Directory { path, source }
@@ -245,7 +239,7 @@ fn build(
         tracing::warn!("{note}");
     }
     let is_successor = link.as_ref().is_some_and(|link| link.is_successor());
-    let nbd = can_do_without(is_successor, NO_NBD, open_nbd(config, link.as_deref()))?;
+    let nbd = can_do_without(is_successor, NO_NBD, nbd::open(config, link.as_deref()))?;
     let devices = Arc::new(Devices::default());
     let spawner = Arc::new(ThreadSpawner::new());
     let env = Arc::new(Environment {
@@ -297,34 +291,6 @@ fn build(
     Ok((daemon, nbd, late))
 }
 
-/// What keeps a daemon that serves disks from waiting for itself when memory is short.
-fn prepare_process(config: &Config) {
-    if let Err(error) = thinmap_runtime::mark_io_flusher() {
-        tracing::warn!(error = %error.0, "not marked as an I/O flusher (needs CAP_SYS_RESOURCE): under memory pressure writes may wait for themselves");
-    }
-    crate::privileges::give_up();
-    if config.file.memory.lock {
-        // With a limit, locking would succeed now and threads could not be started later.
-        let locked = if may_lock_all_memory() {
-            thinmap_runtime::lock_memory()
-        } else {
-            Err(std::io::ErrorKind::PermissionDenied.into())
-        };
-        if let Err(error) = locked {
-            tracing::warn!(%error, "memory is not locked (needs CAP_IPC_LOCK or no memlock limit): the daemon may be paged out");
-        }
-    }
-}
-
-fn may_lock_all_memory() -> bool {
-    let limit = rustix::process::getrlimit(rustix::process::Resource::Memlock);
-    let capable = rustix::thread::capabilities(None).is_ok_and(|sets| {
-        sets.effective
-            .contains(rustix::thread::CapabilitySet::IPC_LOCK)
-    });
-    capable || limit.current.is_none()
-}
-
 fn open_block_nodes(
     config: &Config,
     link: Option<&Arc<KeeperLink>>,
@@ -353,89 +319,6 @@ fn open_block_nodes(
     }
 }
 
-/// An NBD server that is to be: its sockets take clients, who wait.
-struct Nbd {
-    config: NbdConfig,
-    sockets: NbdSockets,
-}
-
-fn open_nbd(config: &Config, link: Option<&KeeperLink>) -> Result<Option<Nbd>, RunError> {
-    let section = &config.file.nbd;
-    if !section.unix && section.tcp.is_none() {
-        return Ok(None);
-    }
-    let tcp = match section.tcp {
-        Some(addr) => Some(TcpConfig {
-            addr,
-            tls: tls(section)?,
-        }),
-        None => None,
-    };
-    let config = NbdConfig {
-        unix: section.unix.then(|| config.run_dir.join("nbd.sock")),
-        tcp,
-        queues: config.file.queue_count(),
-        ..NbdConfig::default()
-    };
-    let failed = |e: NbdServerError| RunError::Nbd(e.to_string());
-    let mut sockets = NbdSockets::default();
-    if let Some(link) = link {
-        sockets.unix = link.take(NBD[0]);
-        sockets.tcp = link.take(NBD[1]);
-    }
-    sockets.open_missing(&config).map_err(failed)?;
-    if let Some(link) = link {
-        for (name, fd) in NBD.into_iter().zip([&sockets.unix, &sockets.tcp]) {
-            if let Some(fd) = fd {
-                link.keep(name, fd.as_fd()).map_err(keeping)?;
-            }
-        }
-    }
-    Ok(Some(Nbd { config, sockets }))
-}
-
-/// Serves NBD, with all devices there are from the first client on: one that comes back must find its export.
-fn start_nbd(daemon: &Daemon, nbd: Option<Nbd>) -> Result<Option<NbdServer>, RunError> {
-    let Some(Nbd { config, sockets }) = nbd else {
-        return Ok(None);
-    };
-    let mut exports = Vec::new();
-    for device in daemon.devices.all() {
-        let behind: Option<(Arc<dyn BlockDevice>, bool)> = match device.md.info().live {
-            Some(live) => Some((device.md.clone(), live.read_only)),
-            None => device
-                .stand_in()
-                .map(|(dev, read_only)| (dev as _, read_only)),
-        };
-        if let Some((behind, read_only)) = behind {
-            let name = device.md.name();
-            exports.push(NbdExport {
-                name: name.to_string(),
-                device: behind,
-                read_only,
-            });
-            device.control.lock().nbd = Some(name);
-        }
-    }
-    NbdServer::serve(config, sockets, exports)
-        .map(Some)
-        .map_err(|e| RunError::Nbd(e.to_string()))
-}
-
-fn tls(section: &NbdSection) -> Result<Option<TlsConfig>, RunError> {
-    match (&section.tls_certificate, &section.tls_key) {
-        (Some(cert), Some(key)) => Ok(Some(TlsConfig {
-            certificate: cert.clone(),
-            key: key.clone(),
-            client_authorities: section.tls_client_ca.clone(),
-        })),
-        (None, None) => Ok(None),
-        _ => Err(RunError::Nbd(
-            "tls_certificate and tls_key go together".to_owned(),
-        )),
-    }
-}
-
 fn make_private_directory(path: &Path) -> Result<(), RunError> {
     let error = |source| RunError::Directory {
         path: path.to_owned(),
@@ -453,27 +336,6 @@ fn make_private_directory(path: &Path) -> Result<(), RunError> {
         return Err(RunError::NotOurs(path.to_owned()));
     }
     Ok(())
-}
-
-/// SIGTERM, SIGINT and SIGHUP end the daemon in good order.
-fn watch_signals(daemon: &Arc<Daemon>) -> Result<signal_hook::iterator::Handle, RunError> {
-    let system = |source| RunError::System {
-        what: "watch signals",
-        source,
-    };
-    let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP]).map_err(system)?;
-    let handle = signals.handle();
-    let daemon = daemon.clone();
-    std::thread::Builder::new()
-        .name("thinmap-signals".to_owned())
-        .spawn(move || {
-            for signal in signals.forever() {
-                tracing::info!(signal, "asked to end by a signal");
-                daemon.stopping.begin(true);
-            }
-        })
-        .map_err(system)?;
-    Ok(handle)
 }
 
 const NO_ACCESS: &str =
@@ -494,8 +356,6 @@ fn watch_threads(daemon: &Arc<Daemon>, hang_secs: u32) -> Result<(), RunError> {
 
 /// Names under which the keeper holds the control socket and the lock of the run directory.
 const CONTROL: [&str; 2] = ["control", "control-lock"];
-/// And those of the Unix and the TCP socket of NBD.
-const NBD: [&str; 2] = ["nbd-unix", "nbd-tcp"];
 /// How long commands may take that are under way when the daemon makes way.
 const COMMANDS_PATIENCE: Duration = Duration::from_secs(10);
 /// How long requests in flight may take when the daemon makes way. What is left is the successor's, and some (those that a suspended
