@@ -123,10 +123,11 @@ impl MappedDevice {
         }
         self.core.close_gate();
         if !self.core.wait_idle(stop) {
+            // Targets first: what waited is mapped as the gate opens, and may not be given back any more.
+            self.each_target(table, |target| target.presuspend_undo());
             self.core.allow_requeue(false);
             self.core.open_gate();
             self.thaw(control);
-            self.each_target(table, |target| target.presuspend_undo());
             return Err(DeviceError::Interrupted { dev: self.dev_no() });
         }
         self.core.allow_requeue(false);

@@ -138,6 +138,11 @@ impl TransactionManager {
         self.map.counts.commit_estimate()
     }
 
+    /// No less than [`commit_estimate`](Self::commit_estimate), and counted in no time.
+    pub fn commit_estimate_max(&self) -> u64 {
+        self.map.counts.commit_estimate_max()
+    }
+
     /// Whether anything was changed since the last commit.
     pub fn is_changed(&self) -> bool {
         !self.reader.dirty.is_empty() || self.map.is_changed()

@@ -3,6 +3,9 @@
 //! To add one: write a module after `linear.rs`, name it in [`ALL`], give it a page in `docs/targets`.
 #![forbid(unsafe_code)]
 
+#[cfg(test)]
+extern crate self as thinmap_targets;
+
 mod args;
 mod cache;
 mod clone;
@@ -22,9 +25,15 @@ mod multipath;
 mod raid;
 mod snapshot;
 mod striped;
+#[cfg(test)]
+#[path = "../tests/support/mod.rs"]
+mod support;
 mod switch;
 mod thin;
 mod thin_pool;
+#[cfg(test)]
+#[path = "../tests/thin_support/mod.rs"]
+mod thin_support;
 mod told;
 mod unstriped;
 mod verity;

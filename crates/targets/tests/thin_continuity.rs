@@ -9,6 +9,7 @@ mod support;
 mod thin_support;
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering::SeqCst;
 
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -16,8 +17,9 @@ use thinmap_block::backing::MemoryDevice;
 use thinmap_block::{BlockDevice, IoFlags, Op};
 use thinmap_dm::{KeptMemory, MappedDevice};
 use thinmap_runtime::{IoBuf, Spawner};
-use thinmap_units::Sector;
+use thinmap_units::{BlkStatus, Sector};
 
+use support::{Double, load, resume};
 use thin_support::manual::{ManualSpawner, ManualTime};
 use thin_support::shelf::Shelf;
 use thin_support::{BLOCK, Lab, check_clean, flagged, info, message};
@@ -31,6 +33,7 @@ const CELLS: u64 = VOLUME / 8;
 /// A process with a pool and a volume. Its clock stands still, so nothing is committed that nobody asks for.
 struct Process {
     meta: Arc<MemoryDevice>,
+    breaker: Arc<Double>,
     data: Arc<MemoryDevice>,
     kept: Arc<Shelf>,
     lab: Lab,
@@ -40,22 +43,29 @@ struct Process {
 
 impl Process {
     fn new(images: [IoBuf; 2], kept: Shelf, is_first: bool) -> Self {
+        Self::with(images, kept, is_first, "")
+    }
+
+    fn with(images: [IoBuf; 2], kept: Shelf, is_first: bool, features: &str) -> Self {
         let time = Arc::new(ManualTime::default());
         let spawner = Arc::new(ManualSpawner(time));
         let lab = Lab::with(spawner.clone(), spawner.clock());
         let kept = Arc::new(kept);
         lab.env.shared.of::<KeptMemory>().set(kept.clone());
-        let (meta, data) = (lab.memory("meta", META), lab.memory("data", DATA));
+        let (meta, data) = (lab.memory("below", META), lab.memory("data", DATA));
+        let breaker = Double::new(meta.clone());
+        lab.add("meta", breaker.clone());
         for (dev, image) in [&meta, &data].into_iter().zip(images) {
             assert!(thinmap_block::write(&**dev, Sector(0), image).1.is_ok());
         }
-        let pool = lab.live("pool", &format!("0 {DATA} thin-pool meta data {BLOCK} 0"));
+        let pool = lab.live("pool", &pool_line(features));
         if is_first {
             message(&pool, "create_thin 0").unwrap();
         }
         let volume = lab.live("t", &format!("0 {VOLUME} thin pool 0"));
         Self {
             meta,
+            breaker,
             data,
             kept,
             lab,
@@ -106,6 +116,10 @@ impl Process {
         check_clean(&self.meta);
         assert_eq!(self.kept.len(), 0, "the journal is let go");
     }
+}
+
+fn pool_line(features: &str) -> String {
+    format!("0 {DATA} thin-pool meta data {BLOCK} 0 {features}")
 }
 
 fn image(dev: &Arc<MemoryDevice>, sectors: u64) -> IoBuf {
@@ -225,6 +239,57 @@ fn a_death_in_the_middle_of_a_takeover_changes_nothing() {
         next.verify(&cells, "again");
         next.end();
     }
+}
+
+/// A pool that could only be read at first promises nothing less later.
+#[test]
+fn a_pool_that_becomes_writable_is_journalled_from_then_on() {
+    let process = first();
+    request(&process, Op::Write, 0, 8, 1);
+    request(&process, Op::Flush, 0, 0, 0);
+    let images = [process.meta_image(), process.data_image()];
+    let next = Process::with(images, process.kept.at_death(), false, "1 read_only");
+    process.end();
+    load(&next.pool, &pool_line("")).unwrap();
+    resume(&next.pool).unwrap();
+    request(&next, Op::Write, BLOCK, 8, 2);
+    let next = next.die();
+    let mut cells = vec![0; CELLS as usize];
+    (cells[0], cells[BLOCK as usize / 8]) = (1, 2);
+    next.verify(&cells, "after the death");
+    next.end();
+}
+
+/// A flush must tell of it once, under whichever daemon it comes.
+#[test]
+fn a_loss_that_no_flush_has_told_of_is_told_after_a_death() {
+    let process = first();
+    request(&process, Op::Flush, 0, 0, 0);
+    message(&process.pool, "create_thin 1").unwrap();
+    let other = process
+        .lab
+        .live("other", &format!("0 {VOLUME} thin pool 1"));
+    request(&process, Op::Write, 0, 8, 1);
+    process.breaker.fail_in.store(0, SeqCst);
+    let flush = |dev: &MappedDevice| flagged(dev, Op::Flush, IoFlags::default(), 0, 0, 0);
+    assert_eq!(flush(&other), BlkStatus::IoErr, "the commit fails");
+    other.destroy();
+    let next = process.die();
+    assert!(info(&next.pool).contains("needs_check"));
+    for _ in 0..2 {
+        assert_eq!(flush(&next.volume), BlkStatus::IoErr, "its write is gone");
+    }
+    let next = next.die();
+    assert_eq!(flush(&next.volume), BlkStatus::IoErr, "still the same user");
+    next.volume.destroy();
+    let again = next.lab.live("again", &format!("0 {VOLUME} thin pool 0"));
+    assert_eq!(flush(&again), BlkStatus::Ok, "a new user starts afresh");
+    again.destroy();
+    let next = next.die();
+    assert_eq!(flush(&next.volume), BlkStatus::Ok);
+    next.volume.destroy();
+    next.pool.destroy();
+    assert_eq!(next.kept.len(), 0);
 }
 
 /// Memory that another pool left under the same name.

@@ -417,6 +417,39 @@ fn a_full_metadata_device_stops_changes_but_loses_nothing() {
     check_clean(&meta);
 }
 
+/// As by a daemon that makes way for the next one.
+#[test]
+fn a_suspend_that_is_given_up_lets_what_waited_go_on() {
+    let f = faulty();
+    assert!(write_fill(&*f.t, 0, BLOCK, 1).is_ok());
+    f.data_double.hold.store(true, Ordering::SeqCst);
+    let write = |byte| {
+        let t = f.t.clone();
+        std::thread::spawn(move || write_fill(&*t, 0, 8, byte))
+    };
+    let in_flight = write(2);
+    until("a write is in flight", || {
+        f.data_double.held.lock().len() == 1
+    });
+    let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let suspend = {
+        let (t, stop) = (f.t.clone(), stop.clone());
+        std::thread::spawn(move || t.suspend_unless(NOFLUSH, &|| stop.load(Ordering::SeqCst)))
+    };
+    std::thread::sleep(Duration::from_millis(50));
+    let waiting = write(3);
+    std::thread::sleep(Duration::from_millis(50));
+    stop.store(true, Ordering::SeqCst);
+    assert!(suspend.join().unwrap().is_err(), "it was given up");
+    f.data_double.release();
+    for write in [in_flight, waiting] {
+        assert_eq!(write.join().unwrap(), BlkStatus::Ok);
+    }
+    f.t.destroy();
+    f.pool.destroy();
+    check_clean(&f.meta);
+}
+
 #[test]
 fn volumes_wait_while_their_pool_is_suspended() {
     let lab = PoolLab::new(8, "");

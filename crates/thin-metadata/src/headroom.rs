@@ -38,6 +38,14 @@ impl PoolMetadata {
             .saturating_sub(2 * details + space_maps + INSERTION_BLOCKS)
     }
 
+    /// Whether [`metadata_slack`](Self::metadata_slack) is below `min`, without its time where there is plenty of room.
+    pub fn is_slack_below(&self, min: u64) -> bool {
+        let details = self.volumes.len() as u64;
+        let space_maps = self.data_sm.commit_estimate_max() + self.tm.commit_estimate_max();
+        let at_most = 2 * details + space_maps + INSERTION_BLOCKS;
+        self.metadata_room() < at_most + min && self.metadata_slack() < min
+    }
+
     /// One change with the first step of its commit: see [`prepare_commit`](Self::prepare_commit).
     ///
     /// Nothing must have changed since the last commit that anybody relies on: where the metadata device has no block left for

@@ -217,6 +217,9 @@ fn run_seed(seed: u64, steps: usize) {
     let mut committed = model.clone();
     for _ in 0..steps {
         step(&mut pool, &mut model, &weights, &mut rng);
+        for min in [1, 64, 4096] {
+            assert_eq!(pool.is_slack_below(min), pool.metadata_slack() < min);
+        }
         // A metadata snapshot commits on its own.
         if !pool.changed() || model.held != committed.held {
             pool.commit().unwrap();

@@ -85,6 +85,11 @@ struct Inner {
     tells_holes: bool,
     /// Zero-range is not supported: learnt from the first refusal.
     no_zero_range: AtomicBool,
+    /// Writes go through the page cache.
+    buffered: bool,
+    /// The page cache could not write something out. The system tells that once, and takes the pages for clean then: no later flush of
+    /// this open file means anything.
+    lost_writes: AtomicBool,
 }
 
 impl Drop for Inner {
@@ -160,6 +165,8 @@ impl FileDevice {
             inline,
             tells_holes: !is_block && probe::tells_holes(fd.as_fd()),
             no_zero_range: AtomicBool::new(false),
+            buffered: !rustix::fs::fcntl_getfl(&fd).is_ok_and(|f| f.contains(OFlags::DIRECT)),
+            lost_writes: AtomicBool::new(false),
             fd: Arc::new(fd),
         };
         Ok(Self {
@@ -368,6 +375,9 @@ impl FileIo {
         if result < 0 {
             return self.failed(-result);
         }
+        if self.makes_durable() && self.inner.lost_writes.load(Ordering::Relaxed) {
+            return Err(self.finish(BlkStatus::IoErr));
+        }
         match self.step {
             Step::Whole if !transfers => {
                 self.done = self.io.sectors.bytes();
@@ -414,11 +424,18 @@ impl FileIo {
         } else {
             BlkStatus::from_errno(errno)
         };
+        if self.makes_durable() && self.inner.buffered && !unsupported {
+            self.inner.lost_writes.store(true, Ordering::Relaxed);
+        }
         if !unsupported {
             let error = std::io::Error::from_raw_os_error(errno);
             tracing::error!(path = %self.inner.path.display(), io = ?self.io, %error, "backing I/O failed");
         }
         Err(self.finish(status))
+    }
+
+    fn makes_durable(&self) -> bool {
+        self.io.op == Op::Flush || self.io.flags.fua
     }
 
     fn finish(mut self, status: BlkStatus) -> (Io, BlkStatus) {

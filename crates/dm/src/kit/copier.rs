@@ -8,6 +8,7 @@
 //! on one thread at a time in a loop, never nested, so devices that complete inside `submit` cannot exhaust the stack.
 
 use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 
 use parking_lot::Mutex;
@@ -163,15 +164,22 @@ impl Shared {
             return;
         }
         state.stepping = true;
+        let mut panic = None;
         while let Some(step) = self.next_step(&mut state) {
             drop(state);
-            match step {
+            let taken = catch_unwind(AssertUnwindSafe(|| match step {
                 Step::Submit(dev, io) => dev.submit(io),
                 Step::Finish(done, status, io) => done(status, io),
-            }
+            }));
+            // A device's panic has failed its request, and must not keep the other copies from their ends.
+            panic = panic.or(taken.err());
             state = self.state.lock();
         }
         state.stepping = false;
+        drop(state);
+        if let Some(panic) = panic {
+            resume_unwind(panic);
+        }
     }
 
     fn next_step(self: &Arc<Self>, state: &mut State) -> Option<Step> {
@@ -395,7 +403,7 @@ mod tests {
     use std::sync::mpsc;
 
     use thinmap_block::backing::MemoryDevice;
-    use thinmap_block::{read, write};
+    use thinmap_block::{QueueLimits, read, write};
 
     use super::*;
 
@@ -481,6 +489,40 @@ mod tests {
         };
         assert_eq!(run(&copier, request).0, BlkStatus::Ok);
         assert!(bytes_at(&*to, 0, 65536).iter().all(|b| *b == 1));
+    }
+
+    /// Panics on requests beyond its first sectors.
+    struct Panics(Arc<dyn BlockDevice>);
+
+    impl BlockDevice for Panics {
+        fn limits(&self) -> QueueLimits {
+            self.0.limits()
+        }
+
+        fn size(&self) -> Sector {
+            self.0.size()
+        }
+
+        fn submit(&self, io: Io) {
+            assert!(io.sector < Sector(8), "a device's fault");
+            self.0.submit(io);
+        }
+    }
+
+    #[test]
+    fn a_device_that_panics_fails_its_copy_and_no_other() {
+        let from: Arc<dyn BlockDevice> = Arc::new(Panics(filled(64, 1)));
+        let to = filled(64, 0);
+        let copier = Copier::new(Sector(8), 1);
+        let request = |at: u64| CopyRequest {
+            to: to.clone(),
+            to_sector: Sector(0),
+            segments: vec![(Sector(8), CopySource::Device(from.clone(), Sector(at)))],
+            overlay: None,
+        };
+        let panicked = catch_unwind(AssertUnwindSafe(|| run(&copier, request(8))));
+        assert!(panicked.is_err(), "its thread hears of it");
+        assert_eq!(run(&copier, request(0)).0, BlkStatus::Ok);
     }
 
     #[test]

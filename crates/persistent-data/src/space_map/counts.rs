@@ -191,6 +191,11 @@ impl Counts {
         2 * bitmaps + 3 * self.large.len() as u64 + 3
     }
 
+    /// No less than that, and counted in no time.
+    pub(crate) fn commit_estimate_max(&self) -> u64 {
+        2 * self.chunks.len() as u64 + 3 * self.large.len() as u64 + 3
+    }
+
     /// Forgets the transaction's bitmaps once they are written back: what is free now may be
     /// allocated from here on.
     pub(crate) fn committed(&mut self) {

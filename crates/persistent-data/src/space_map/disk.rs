@@ -85,6 +85,11 @@ impl DiskSpaceMap {
         self.counts.commit_estimate()
     }
 
+    /// No less than [`commit_estimate`](Self::commit_estimate), and counted in no time.
+    pub fn commit_estimate_max(&self) -> u64 {
+        self.counts.commit_estimate_max()
+    }
+
     /// Whether the open transaction changed any count.
     pub fn is_changed(&self) -> bool {
         self.counts.is_changed()

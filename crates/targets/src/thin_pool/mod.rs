@@ -30,12 +30,15 @@
 
 mod args;
 mod journal;
+mod lost;
 mod message;
 mod metadata_dev;
 mod mode;
 pub(crate) mod pool;
 mod status;
 mod target;
+#[cfg(test)]
+mod tests;
 mod tuning;
 mod worker;
 

@@ -18,6 +18,7 @@ use thinmap_thin_metadata::PoolMetadata;
 use thinmap_units::{BlkStatus, DataBlock, DevNo, Sector, ThinId, VirtBlock};
 
 use super::args::Features;
+use super::lost::{Left, Lost};
 use super::mode::Mode;
 use super::worker::{Event, Work, Worker, WorkerState};
 use crate::thin::Port;
@@ -62,6 +63,18 @@ struct Volumes {
     changed: HashSet<ThinId>,
     /// Closed, and the changes given up, of which no flush has told yet.
     lost: HashSet<ThinId>,
+    /// Keeps what was given up for the next process.
+    kept: Option<Lost>,
+}
+
+impl Volumes {
+    /// Something has changed in what was given up and not told.
+    fn keep(&self) {
+        if let Some(kept) = &self.kept {
+            let open = self.open.values().filter(|v| v.has_lost_changes());
+            kept.keep(open.map(|v| v.id).chain(self.lost.iter().copied()));
+        }
+    }
 }
 
 /// A thin volume while somebody has it open; one for all devices with its id.
@@ -174,11 +187,26 @@ pub(super) struct NewPool {
     pub metadata: PoolMetadata,
     pub features: Features,
     pub worker: WorkerState,
+    pub lost: Option<Lost>,
 }
 
 impl Pool {
     pub(super) fn new(new: NewPool) -> Self {
         let geometry = Geometry::new(new.metadata.data_block_size());
+        let lost = match new.lost.as_ref().map(Lost::left) {
+            None => HashSet::new(),
+            Some(Left::Volumes(ids)) => ids.into_iter().collect(),
+            // Should they not be readable, every request will say so.
+            Some(Left::All) => {
+                let all = new.metadata.device_ids().unwrap_or_default();
+                all.into_iter().collect()
+            }
+        };
+        let volumes = Volumes {
+            lost,
+            kept: new.lost,
+            ..Volumes::default()
+        };
         Self {
             dev_no: new.dev_no,
             metadata_dev: new.metadata_dev,
@@ -193,7 +221,7 @@ impl Pool {
             all_io: DeferredSet::default(),
             shared_reads: DeferredSet::default(),
             prison: Mutex::default(),
-            volumes: Mutex::default(),
+            volumes: Mutex::new(volumes),
             unpromised: Mutex::default(),
             event: Mutex::new(None),
             low_water: AtomicU64::new(0),
@@ -249,6 +277,7 @@ impl Pool {
             open,
             changed,
             lost,
+            ..
         } = &mut *volumes;
         let volume = open.entry(id).or_insert_with(|| {
             Arc::new(Volume {
@@ -275,8 +304,11 @@ impl Pool {
         if volume.changed.load(SeqCst) {
             volumes.changed.insert(volume.id);
         }
-        if volume.has_lost_changes() && !volume.told.load(SeqCst) {
-            volumes.lost.insert(volume.id);
+        if volume.has_lost_changes() {
+            if !volume.told.load(SeqCst) {
+                volumes.lost.insert(volume.id);
+            }
+            volumes.keep();
         }
     }
 
@@ -300,6 +332,7 @@ impl Pool {
         let closed = std::mem::take(&mut volumes.changed);
         if !durable {
             volumes.lost.extend(closed);
+            volumes.keep();
         }
     }
 
@@ -307,7 +340,23 @@ impl Pool {
     pub(super) fn forget_lost_changes(&self, id: ThinId) {
         let mut volumes = self.volumes.lock();
         volumes.changed.remove(&id);
-        volumes.lost.remove(&id);
+        if volumes.lost.remove(&id) {
+            volumes.keep();
+        }
+    }
+
+    /// What the next process must know of a pool that has failed.
+    pub(super) fn note_failure(&self) {
+        if let Some(kept) = &self.volumes.lock().kept {
+            kept.note_failure(true);
+        }
+    }
+
+    /// The pool ends in good order: nothing is left for a next process.
+    pub(super) fn forget_kept(&self) {
+        if let Some(kept) = &self.volumes.lock().kept {
+            kept.forget();
+        }
     }
 
     /// Hands something to the worker. After its end the requests in it fail.

@@ -16,6 +16,7 @@ use thinmap_units::Sector;
 
 use super::args::{self, Features, NAME, PoolArgs};
 use super::journal::{self, Entry, Journal};
+use super::lost::Lost;
 use super::metadata_dev::BlockMetadataDevice;
 use super::mode::Mode;
 use super::pool::{Conflict, NewPool, Pool, PoolRef, PoolRegistry};
@@ -107,8 +108,15 @@ fn create_pool(
         TableError::new(NAME, reason, e.errno())
     };
     let mut opened = PoolMetadata::open(device.clone(), &options).map_err(failed)?;
+    let lost = open_lost(cx)?;
+    if let Some(lost) = lost.as_ref().filter(|lost| lost.pool_has_failed()) {
+        tracing::error!(pool = %cx.dev_no, "thin: the pool had failed under the last daemon: its metadata must be checked");
+        opened.set_needs_check().map_err(failed)?;
+        lost.note_failure(false);
+    }
+    // Also of a pool that may only be read now: another table may change that, and what was promised is kept.
     let journal = match open_journal(cx, device)? {
-        Some(journal) if !options.read_only && !args.features.read_only => {
+        Some(journal) if !options.read_only => {
             let left = journal.left().map_err(failed)?;
             take_over(cx, &mut opened, [metadata, data], &left).map_err(failed)?;
             journal.reset().map_err(failed)?;
@@ -128,6 +136,7 @@ fn create_pool(
         metadata: opened,
         features: args.features,
         worker: WorkerState::new(copier, low_water, sizes, journal),
+        lost,
     }));
     let name = format!("thin-{}", cx.dev_no.minor);
     let actor = Arc::new(PoolActor(pool.clone()));
@@ -143,6 +152,20 @@ fn create_pool(
     Ok(pool)
 }
 
+/// What was given up of the pool's volumes under the last daemon.
+fn open_lost(cx: &ConstructCx<'_>) -> Result<Option<Lost>, TableError> {
+    let Some(keeper) = cx.env.shared.of::<KeptMemory>().keeper() else {
+        return Ok(None);
+    };
+    let opened = Lost::open(keeper, format!("pool-lost-{}", cx.dev_no));
+    opened.map(Some).map_err(|error| not_kept(&error))
+}
+
+fn not_kept(error: &std::io::Error) -> TableError {
+    let errno = error.raw_os_error().unwrap_or(5);
+    TableError::new(NAME, format!("the pool's journal: {error}"), errno)
+}
+
 /// The journal of the pool on this device, where the environment keeps one.
 fn open_journal(
     cx: &ConstructCx<'_>,
@@ -152,12 +175,8 @@ fn open_journal(
         return Ok(None);
     };
     let name = format!("pool-{}", cx.dev_no);
-    Journal::open(keeper, name, metadata)
-        .map(Some)
-        .map_err(|error| {
-            let errno = error.raw_os_error().unwrap_or(5);
-            TableError::new(NAME, format!("the pool's journal: {error}"), errno)
-        })
+    let opened = Journal::open(keeper, name, metadata);
+    opened.map(Some).map_err(|error| not_kept(&error))
 }
 
 /// Brings the metadata to where the last process had it.

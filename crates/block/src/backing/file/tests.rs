@@ -320,3 +320,30 @@ fn large_copies_left_to_others_arrive_whole() {
         }
     });
 }
+
+/// The system tells of it once; what was lost stays lost.
+#[test]
+fn a_page_cache_that_lost_something_fails_every_later_flush() {
+    let path = PathBuf::from(format!("/dev/shm/thinmap-lost-{}", std::process::id()));
+    std::fs::File::create(&path)
+        .and_then(|f| f.set_len(1 << 20))
+        .expect("test file");
+    let dev = FileDevice::open(&path, RW).expect("open");
+    std::fs::remove_file(&path).expect("test file is there");
+    assert!(dev.inner.buffered);
+    assert_eq!(sync::flush(&dev), BlkStatus::Ok);
+    let flush = Io::flush(Arc::new(Nobody), 0);
+    let failed = FileIo::new(flush, dev.inner.clone()).step_on(IoBuf::empty(), -libc::EIO);
+    assert!(failed.is_err_and(|(_, status)| status == BlkStatus::IoErr));
+    assert_eq!(sync::flush(&dev), BlkStatus::IoErr);
+    assert_eq!(
+        sync::write(&dev, Sector(0), filled(512, 1)).1,
+        BlkStatus::Ok
+    );
+}
+
+struct Nobody;
+
+impl crate::io::EndIo for Nobody {
+    fn end_io(self: Arc<Self>, _io: Io, _tag: u64, _status: BlkStatus) {}
+}

@@ -19,9 +19,7 @@ use super::ranges::DataRun;
 use crate::flush::flush;
 use crate::thin_pool::mode::Mode;
 
-/// With less room than this how much of it the open transaction will take is looked at...
-const NARROW_BLOCKS: u64 = 4096;
-/// ... and with less than this after that, each change is a step of its own.
+/// With less room than this after the commit of the open transaction, each change is a step of its own.
 const TIGHT_BLOCKS: u64 = 64;
 
 /// What a change may do to the number of metadata blocks in use.
@@ -164,8 +162,7 @@ impl Worker<'_> {
     }
 
     fn is_tight(&self) -> bool {
-        let metadata = self.pool.metadata.read();
-        metadata.metadata_room() < NARROW_BLOCKS && metadata.metadata_slack() < TIGHT_BLOCKS
+        self.pool.metadata.read().is_slack_below(TIGHT_BLOCKS)
     }
 
     /// A change and the commit of all that is open.
@@ -181,8 +178,12 @@ impl Worker<'_> {
             self.mark_dirty();
             // CRASH: blocks that only work in flight holds must not be counted on disk, or a power cut would
             // lose them for ever. Nothing allocates until they are taken again below.
-            dec_all(&mut metadata, &held).map_err(not_written)?;
-            match metadata.prepare_with(change) {
+            let dropped = dec_all(&mut metadata, &held);
+            let prepared = match dropped {
+                Err(error) if is_full(&error) => metadata.abort().and(Err(error)),
+                dropped => dropped.and_then(|()| metadata.prepare_with(change)),
+            };
+            match prepared {
                 Ok(prepared) => prepared,
                 Err(error) => {
                     if is_full(&error) {
@@ -214,7 +215,11 @@ impl Worker<'_> {
     }
 
     /// The open transaction has run out of metadata blocks: back to the last commit.
-    pub(super) fn give_up_transaction(&mut self, operation: &str, error: &MetadataError) {
+    pub(in crate::thin_pool) fn give_up_transaction(
+        &mut self,
+        operation: &str,
+        error: &MetadataError,
+    ) {
         let taken_back = {
             let mut metadata = self.pool.metadata.write();
             let aborted = metadata.abort();
@@ -243,6 +248,13 @@ impl Worker<'_> {
         self.state.replaced = false;
         self.reset_journal();
         self.set_mode(Mode::OutOfMetadataSpace);
+        // Requests went to blocks that are free again: until they have ended nobody else may get those.
+        self.state.taken_back += 1;
+        let drained = |worker: &mut Worker<'_>| {
+            worker.state.taken_back -= 1;
+            worker.retry_all();
+        };
+        self.when_drained(true, false, Box::new(drained));
     }
 
     /// Drops what is held of `runs`.

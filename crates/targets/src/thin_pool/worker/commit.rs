@@ -60,9 +60,9 @@ impl Worker<'_> {
 
     /// One commit for everybody who waits for one.
     fn commit_for_all(&mut self) {
-        let waiting = std::mem::take(&mut self.state.after_commit);
+        // A transaction that is given up tells them itself.
         let committed = self.commit();
-        for wait in waiting {
+        for wait in std::mem::take(&mut self.state.after_commit) {
             match (committed, wait) {
                 (false, wait) => wait.fail(),
                 (true, AfterCommit::Complete(io)) => io.complete(BlkStatus::Ok),
@@ -260,6 +260,10 @@ impl Worker<'_> {
         }
         // In any mode: what the pool does not commit now it may commit after its next table.
         self.let_go(&[(block, 1)]);
+        if self.pool.mode() == Mode::OutOfDataSpace {
+            // Only a commit notices that there is a block again.
+            self.mark_dirty();
+        }
     }
 
     /// Acknowledged work depends on metadata that is not committed.
@@ -283,6 +287,9 @@ impl Worker<'_> {
                 tracing::error!(pool = %self.pool.dev_no, %error, "thin: failed to set the needs_check flag");
                 mode = Mode::Fail;
             }
+        }
+        if mode == Mode::Fail {
+            self.pool.note_failure();
         }
         self.pool.dirty.store(false, SeqCst);
         // CRASH: there is nothing to commit any more, and so no commit that could tell them of the failure.

@@ -88,7 +88,7 @@ impl Worker<'_> {
             Message::Delete(id) => self.pool.remove_unpromised(id),
             _ => {}
         }
-        if let Message::CreateSnap { origin, .. } = message
+        if let Message::CreateSnap { origin, new } = message
             && let Some(volume) = self.pool.volume_if_open(origin)
         {
             // The snapshot must not change under those who read it: writes that looked their block up before it was
@@ -100,7 +100,12 @@ impl Worker<'_> {
                 Box::new(move |worker| {
                     volume.settle();
                     worker.commit();
-                    answer.give(Ok(()));
+                    // Meanwhile the transaction may have been taken back.
+                    let is_there = worker.pool.metadata.read().device_exists(new);
+                    answer.give(match is_there {
+                        Ok(false) => Err(worker.refused(message, Unchanged::Full)),
+                        _ => Ok(()),
+                    });
                 }),
             );
         }

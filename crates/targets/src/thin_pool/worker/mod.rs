@@ -108,6 +108,8 @@ pub struct WorkerState {
     jobs: usize,
     /// Transactions given up so far: what was allocated in one of them is gone.
     aborts: u64,
+    /// Transactions taken back whose requests are still in flight: they go to data blocks that are free now.
+    taken_back: u32,
     /// Mappings inserted since the last commit.
     inserted: u32,
     /// Some of them replaced a mapping: on disk more refers to a data block than its count says.
@@ -178,6 +180,7 @@ impl WorkerState {
             copies: 0,
             jobs: 0,
             aborts: 0,
+            taken_back: 0,
             inserted: 0,
             replaced: false,
             last_commit: Duration::ZERO,
@@ -254,6 +257,7 @@ impl Worker<'_> {
             if let Some(journal) = &self.state.journal {
                 journal.forget();
             }
+            self.pool.forget_kept();
             self.pool.die();
             return NextTurn::Stop;
         }

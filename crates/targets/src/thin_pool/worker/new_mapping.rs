@@ -133,6 +133,10 @@ impl Worker<'_> {
             self.unserviceable(Work::Io(port, io));
             return None;
         }
+        if self.state.taken_back > 0 {
+            self.state.retry.push(Work::Io(port, io));
+            return None;
+        }
         let data = match self.alloc_block() {
             Ok(data) => data,
             Err(NoBlock::NoSpace | NoBlock::Failed) => {
