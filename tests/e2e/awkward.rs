@@ -140,6 +140,27 @@ fn a_backing_that_was_away_at_a_death_is_there_after_the_next() {
     world.end();
 }
 
+/// Its bytes are not the device's, and what it holds must not be written over.
+#[test]
+fn a_backing_file_that_was_exchanged_is_not_taken_for_the_one_before() {
+    let name = "a_backing_file_that_was_exchanged_is_not_taken_for_the_one_before";
+    if !can_make_block_devices(name) {
+        return;
+    }
+    let world = world();
+    world.sh("echo another >another; truncate -s 16M another; mv other.img kept.img; cp another other.img");
+    world.kill_daemon();
+    world.fails("timeout 60 dd if=$M/other of=/dev/null bs=4k count=1 iflag=direct");
+    world.sh(
+        "grep 'cannot come back.*=other.*is another file' $RUN/daemon.log
+         timeout 60 dd if=$M/up of=/dev/null bs=4k count=1 iflag=direct; cmp other.img another
+         mv kept.img other.img; thinmap upgrade
+         timeout 60 dd if=$M/other bs=512 count=1 iflag=direct status=none | cmp -n 512 - /dev/zero
+         dmsetup remove up low other",
+    );
+    world.end();
+}
+
 #[test]
 fn a_binary_that_cannot_be_started_for_a_moment_costs_no_device() {
     if !can_make_block_devices("a_binary_that_cannot_be_started_for_a_moment_costs_no_device") {

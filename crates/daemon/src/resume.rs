@@ -9,7 +9,8 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use thinmap_dm::{DeviceError, DeviceUse, MappedDevice, SuspendFlags, WhichTable};
+use rustix::io::Errno;
+use thinmap_dm::{DeviceError, DeviceUse, MappedDevice, SuspendFlags, TableError, WhichTable};
 use thinmap_units::{DevNo, DmName, DmUuid};
 
 use crate::daemon::Daemon;
@@ -146,8 +147,7 @@ impl Daemon {
                 continue;
             };
             let device = &one.device;
-            let load = || device.md.load(&table.lines(), table.read_only);
-            if let Err(error) = patiently(until, load) {
+            if let Err(error) = load_again(device, table, until) {
                 tracing::error!(device = %device.md.name(), %error, "its inactive table cannot come back; the next daemon tries again");
                 device.lost.lock().inactive = Some(table.clone());
             }
@@ -274,8 +274,7 @@ impl Daemon {
 }
 
 fn make_live(device: &Device, table: &SavedTable, until: Instant) -> Result<(), DeviceError> {
-    let load = || device.md.load(&table.lines(), table.read_only);
-    patiently(until, load)?;
+    load_again(device, table, until)?;
     let event = device.md.event().number();
     let resumed = device.md.resume(SuspendFlags {
         noflush: true,
@@ -283,6 +282,14 @@ fn make_live(device: &Device, table: &SavedTable, until: Instant) -> Result<(), 
     });
     device.md.event().restore(event);
     resumed
+}
+
+fn load_again(device: &Device, table: &SavedTable, until: Instant) -> Result<(), DeviceError> {
+    if let Some(path) = table.exchanged_file() {
+        let reason = format!("{path}: is another file than the one that the device stood on");
+        return Err(TableError::new("table", reason, Errno::STALE.raw_os_error()).into());
+    }
+    patiently(until, || device.md.load(&table.lines(), table.read_only))
 }
 
 /// Tries again while a backing is busy: requests of the dead daemon are still in flight on it, and may not meet their repetition.

@@ -1,5 +1,8 @@
 //! What the next daemon must know of each device; [`crate::state_log`] keeps it.
 
+use std::fs::Metadata;
+use std::os::unix::fs::MetadataExt;
+
 use serde::{Deserialize, Serialize};
 use thinmap_block::{BlockDevice, QueueLimits};
 use thinmap_dm::{TableLine, TargetStatus, WhichTable};
@@ -74,6 +77,9 @@ pub struct SavedTable {
     pub read_only: bool,
     /// First sector, sectors, target, arguments.
     pub lines: Vec<(u64, u64, String, String)>,
+    /// `st_dev` and inode of the plain files among its backings: a path may lead to another one by then.
+    #[serde(default)]
+    pub files: Vec<(u64, u64)>,
 }
 
 impl SavedTable {
@@ -91,7 +97,23 @@ impl SavedTable {
             (start, len, line.target.to_owned(), line.text)
         };
         let lines = status.map(line).collect();
-        Some(Self { read_only, lines })
+        Some(Self {
+            read_only,
+            lines,
+            files: device.md.backing_files(which),
+        })
+    }
+
+    /// A path that leads to another file than the one that the table stood on.
+    pub fn exchanged_file(&self) -> Option<&str> {
+        let is_another = |path: &&str| {
+            let found = std::fs::metadata(path).ok().filter(Metadata::is_file);
+            found.is_some_and(|file| !self.files.contains(&(file.dev(), file.ino())))
+        };
+        // A daemon of before has noted none.
+        let is_known = !self.files.is_empty();
+        let mut paths = self.devices().filter(|word| word.starts_with('/'));
+        is_known.then(|| paths.find(is_another)).flatten()
     }
 
     /// Length of a device with it.

@@ -12,6 +12,7 @@ use thinmap_block::{BlockDevice, Extent, Io, QueueLimits};
 use thinmap_units::{BlkStatus, DevNo, DmName, DmUuid, Sector, TableLine};
 
 use crate::claims::{Openings, reaches};
+use crate::device_use::DeviceId;
 use crate::environment::Environment;
 use crate::error::{MessageError, ResumeError, TableError};
 use crate::event::TableEvent;
@@ -370,6 +371,19 @@ impl MappedDevice {
     /// table.
     pub fn deps(&self, which: WhichTable) -> Option<Vec<DevNo>> {
         self.table(which).map(|table| table.deps())
+    }
+
+    /// `st_dev` and inode of the plain files that a table stands on, in the order of its lines.
+    pub fn backing_files(&self, which: WhichTable) -> Vec<(u64, u64)> {
+        let mut files = Vec::new();
+        if let Some(table) = self.table(which) {
+            table.visit_devices(&mut |device| {
+                if let DeviceId::File { dev, ino } = device.id {
+                    files.push((dev, ino));
+                }
+            });
+        }
+        files
     }
 
     /// The device in short.
