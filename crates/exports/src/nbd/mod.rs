@@ -19,9 +19,11 @@ mod protocol;
 mod queue;
 mod registry;
 mod server;
+mod sockets;
 mod tls;
 mod transport;
 
 pub use registry::Drain;
-pub use server::{NbdConfig, NbdExport, NbdServer, NbdServerError, NbdSockets, TcpConfig};
+pub use server::{NbdConfig, NbdExport, NbdServer, NbdServerError, TcpConfig};
+pub use sockets::NbdSockets;
 pub use tls::TlsConfig;
