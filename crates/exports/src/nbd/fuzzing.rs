@@ -61,10 +61,17 @@ fn shake_hands<'a>(
         let (now, later) = rest.split_at(rest.len().min(piece.max(1)));
         rest = later;
         buffered.extend_from_slice(now);
-        match negotiation.step(&mut buffered, replies, registry) {
-            Ok(Step::More) => {}
-            Ok(Step::Done(agreement)) => return Some((*agreement, buffered, rest)),
-            Ok(Step::Bye | Step::StartTls) | Err(_) => return None,
+        loop {
+            // The client fetches its replies at once.
+            let mut out = Vec::new();
+            let step = negotiation.step(&mut buffered, &mut out, registry);
+            replies.extend(out);
+            match step {
+                Ok(Step::More) => break,
+                Ok(Step::Full) => {}
+                Ok(Step::Done(agreement)) => return Some((*agreement, buffered, rest)),
+                Ok(Step::Bye | Step::StartTls) | Err(_) => return None,
+            }
         }
         // INVARIANT: no more than one unfinished option is held.
         assert!(buffered.len() <= OPTION_BYTES_MAX as usize + OPTION_HEAD_BYTES);

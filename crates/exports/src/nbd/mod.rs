@@ -13,6 +13,7 @@ mod connection;
 mod extents;
 #[cfg(feature = "fuzzing")]
 pub(crate) mod fuzzing;
+mod input;
 mod listener;
 mod negotiation;
 mod protocol;
