@@ -20,9 +20,10 @@ use thinmap_block::{Io, Op, submit_from_outside};
 use thinmap_runtime::IoBuf;
 use thinmap_units::{BlkStatus, Sector};
 
+use super::askers::Askers;
 use super::buffers::Buffers;
 use super::command::{Action, Work, WorkKind, decide};
-use super::extents::{ExtentsQuery, ExtentsSender};
+use super::extents::{Answer, ExtentsQuery};
 use super::input::Input;
 use super::negotiation::Agreement;
 use super::protocol::{NbdError, REQUEST_BYTES, ReplyHead, Request};
@@ -39,7 +40,7 @@ pub struct Resources<'a> {
     /// Buffers for requests.
     pub buffers: &'a Buffers,
     /// Where block-status requests go.
-    pub extents: &'a ExtentsSender,
+    pub askers: &'a Arc<Askers>,
 }
 
 /// A client in transmission.
@@ -92,6 +93,8 @@ struct Slot {
     /// Of a discard: how much of it was submitted.
     submitted: Sector,
     status: BlkStatus,
+    /// Of a block-status request.
+    answer: Option<Arc<Answer>>,
     /// FUA on a discard, which devices do not know: a flush follows.
     then_flush: bool,
 }
@@ -184,6 +187,12 @@ impl Connection {
         self.dead = true;
         self.replies.clear();
         self.sent = 0;
+        // What a device does not answer must not keep it open for a client that is gone: unlike I/O it has no memory of ours.
+        for (index, slot) in self.slots.iter_mut().enumerate() {
+            if slot.answer.take().is_some_and(|answer| answer.give()) {
+                self.free_slots.push(index);
+            }
+        }
     }
 
     /// Receives and submits until the socket is empty, a limit is reached, or others should have their turn.
@@ -345,10 +354,10 @@ impl Connection {
                     one,
                     sink: self.sink.clone(),
                     slot: tag,
+                    answer: Arc::default(),
                 };
-                if resources.extents.send(query).is_err() {
-                    self.finished(slot, BlkStatus::IoErr, IoBuf::empty());
-                }
+                self.slots[slot].answer = Some(query.answer.clone());
+                resources.askers.ask(query);
             }
         }
     }
@@ -412,6 +421,7 @@ impl Connection {
             entry.parts = 1;
             return self.submit(Io::flush(self.sink.clone(), slot as u64));
         }
+        entry.answer = None;
         let (request, work, status) = (entry.request, entry.work, entry.status);
         self.free_slots.push(slot);
         self.stalled = false;
@@ -498,6 +508,7 @@ impl Connection {
             work,
             parts: 1,
             submitted: Sector::ZERO,
+            answer: None,
             status: BlkStatus::Ok,
             then_flush: false,
         };

@@ -10,7 +10,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair, sockopt};
 use thinmap_block::{BlockDevice, QueueHandler, Turn};
 use thinmap_runtime::Waker;
 
-use super::extents::{self, ExtentsSender};
+use super::askers::Askers;
 use super::listener::Reaper;
 use super::negotiation::{Agreement, Negotiation, OPTION_BYTES_MAX, Step, TlsState};
 use super::queue::{AtWork, NewClient, Queue, QueueShared};
@@ -95,13 +95,7 @@ fn transmit(
     let shared = Arc::new(QueueShared::new(waker.clone()));
     let reaper = Arc::new(Reaper::new(waker.clone()));
     let ready = epoll::create(epoll::CreateFlags::CLOEXEC).expect("an epoll descriptor");
-    let mut queue = Queue::new(
-        shared.clone(),
-        reaper,
-        AtWork::default(),
-        ready,
-        extents_thread(),
-    );
+    let mut queue = Queue::new(shared.clone(), reaper, AtWork::default(), ready, askers());
     shared.attach(NewClient {
         transport: Transport::new(server),
         agreement,
@@ -153,12 +147,10 @@ fn sleep(queue: &Queue, waker: &Waker) {
     waker.clear();
 }
 
-/// One thread for all sessions.
-fn extents_thread() -> ExtentsSender {
-    static SENDER: OnceLock<ExtentsSender> = OnceLock::new();
-    SENDER
-        .get_or_init(|| extents::start().expect("a thread").0)
-        .clone()
+/// The same threads for all sessions.
+fn askers() -> Arc<Askers> {
+    static ASKERS: OnceLock<Arc<Askers>> = OnceLock::new();
+    ASKERS.get_or_init(Arc::default).clone()
 }
 
 /// Magic, number and length.

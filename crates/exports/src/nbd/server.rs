@@ -11,7 +11,7 @@ use rustix::event::epoll;
 use thinmap_block::{BlockDevice, QueueHandle, spawn_queue};
 use thinmap_runtime::Waker;
 
-use super::extents;
+use super::askers::Askers;
 use super::listener::{Door, Listener, Reaper};
 use super::queue::{AtWork, Message, Queue, QueueShared};
 use super::registry::{Drain, Registry, RenameError};
@@ -120,7 +120,7 @@ pub struct NbdServer {
     leaving: Arc<AtomicBool>,
     stopping: Arc<AtomicBool>,
     ended: Arc<AtomicBool>,
-    extents: Option<JoinHandle<()>>,
+    askers: Arc<Askers>,
     unix: Option<BoundPath>,
     tcp_addr: Option<SocketAddr>,
 }
@@ -155,7 +155,6 @@ impl NbdServer {
         };
         let listener_waker = Arc::new(Waker::new()?);
         let reaper = Arc::new(Reaper::new(listener_waker.clone()));
-        let (extents_sender, extents) = extents::start()?;
         let mut server = Self {
             registry: Arc::default(),
             queues: Vec::new(),
@@ -164,7 +163,7 @@ impl NbdServer {
             leaving: Arc::default(),
             stopping: Arc::default(),
             ended: Arc::default(),
-            extents: Some(extents),
+            askers: Arc::default(),
             unix,
             tcp_addr,
         };
@@ -177,11 +176,11 @@ impl NbdServer {
             let waker = Arc::new(Waker::new()?);
             let shared = Arc::new(QueueShared::new(waker.clone()));
             let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).map_err(std::io::Error::from)?;
-            let (for_queue, reaper, sender) =
-                (shared.clone(), reaper.clone(), extents_sender.clone());
+            let (for_queue, reaper, askers) =
+                (shared.clone(), reaper.clone(), server.askers.clone());
             let at_work = at_work.beside();
             let handle = spawn_queue(&format!("nbd-{index}"), waker, move || {
-                Queue::new(for_queue, reaper, at_work, epoll, sender)
+                Queue::new(for_queue, reaper, at_work, epoll, askers)
             })?;
             server.queues.push((shared, handle));
         }
@@ -291,14 +290,12 @@ impl NbdServer {
         }
         self.ended.store(true, Ordering::Release);
         self.listener_waker.wake();
-        for thread in [self.listener.take(), self.extents.take()]
-            .into_iter()
-            .flatten()
+        if let Some(listener) = self.listener.take()
+            && listener.join().is_err()
         {
-            if thread.join().is_err() {
-                tracing::error!("an NBD thread has panicked");
-            }
+            tracing::error!("the NBD listener has panicked");
         }
+        self.askers.end();
     }
 }
 
