@@ -171,3 +171,57 @@ fn hostile_names_stay_in_the_device_directory() {
     world.sh("rm $M/planted $M/afile; test -z \"$(ls $M)\"");
     world.end();
 }
+
+#[test]
+fn what_a_user_mounts_or_names_is_neither_frozen_nor_in_the_way() {
+    if !can_make_block_devices("what_a_user_mounts_or_names_is_neither_frozen_nor_in_the_way") {
+        return;
+    }
+    let world = World::new();
+    world.sh("for name in bait victim; do
+             truncate -s 64M $name.img
+             dmsetup create $name --table \"0 131072 linear $PWD/$name.img 0\"
+             mkfs.ext4 -q $M/$name
+         done
+         mkdir victim at own; mount $M/victim victim");
+    let bait = world.sh("echo -n /dev/loop$(stat -c %Lr $M/bait)");
+    let ready = "for i in $(seq 100); do test -e ready && break; sleep 0.1; done; rm ready";
+    // In namespaces such as any user can make: a mount whose source names the device, with another file system over it.
+    let user = world.start(&format!(
+        "exec unshare -Urm sh -ec 'mount -t tmpfs {bait} at; mount --bind victim at; touch ready; exec sleep 600'",
+    ));
+    world.sh(ready);
+    // Nothing of the host is frozen, or it could not be frozen and thawed here.
+    world.sh("dmsetup suspend bait; fsfreeze -f victim; fsfreeze -u victim; dmsetup resume bait");
+    let named = world.start(&format!(
+        "exec setpriv --reuid=65534 --regid=65534 --clear-groups /usr/bin/python3 -c '
+import os, sys, time
+os.open(sys.argv[1], os.O_PATH); time.sleep(600)' {bait}",
+    ));
+    let pid = named.0.id();
+    world.sh(&format!(
+        "for i in $(seq 100); do
+             readlink /proc/{pid}/fd/* >names || true; grep -qx {bait} names && exit; sleep 0.1
+         done; exit 1"
+    ));
+    world.sh("dmsetup info -c --noheadings -o open bait | grep -qx 0; dmsetup remove bait");
+    drop((user, named));
+    world.sh("umount victim");
+    // A container's mount is found.
+    let container =
+        world.start("exec unshare -m sh -ec 'mount $M/victim own; touch ready; exec sleep 600'");
+    world.sh(ready);
+    let seen = format!(
+        "/proc/{}/root{}/own",
+        container.0.id(),
+        world.path().display()
+    );
+    world.sh("dmsetup suspend victim");
+    let frozen = world.try_sh(&format!("fsfreeze -f {seen}"));
+    world.sh("dmsetup resume victim");
+    let said = String::from_utf8_lossy(&frozen.stderr).into_owned();
+    assert!(said.contains("busy"), "{said}");
+    drop(container);
+    world.sh("for i in $(seq 100); do dmsetup remove victim 2>/dev/null && exit; sleep 0.1; done; exit 1");
+    world.end();
+}

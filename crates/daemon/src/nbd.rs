@@ -4,6 +4,7 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use thinmap_block::BlockDevice;
+use thinmap_dm::MemoryKeeper;
 use thinmap_exports::block_node::DescriptorKeeper;
 use thinmap_exports::nbd::{
     NbdConfig, NbdExport, NbdServer, NbdServerError, NbdSockets, TcpConfig, TlsConfig,
@@ -20,15 +21,12 @@ pub(crate) struct Nbd {
     sockets: NbdSockets,
 }
 
-/// Its sockets: the last daemon's, or new ones, which the keeper gets. `None` when the configuration wants no NBD.
+/// Its sockets: the last daemon's where the configuration still wants them, or new ones; the keeper gets them, and lets go of the others. `None` when the configuration wants no NBD.
 ///
 /// # Errors
 /// [`RunError::Nbd`] when a socket or a certificate cannot be had.
 pub(crate) fn open(config: &Config, link: Option<&KeeperLink>) -> Result<Option<Nbd>, RunError> {
     let section = &config.file.nbd;
-    if !section.unix && section.tcp.is_none() {
-        return Ok(None);
-    }
     let tcp = match section.tcp {
         Some(addr) => Some(TcpConfig {
             addr,
@@ -42,21 +40,26 @@ pub(crate) fn open(config: &Config, link: Option<&KeeperLink>) -> Result<Option<
         queues: config.file.queue_count(),
         ..NbdConfig::default()
     };
-    let failed = |e: NbdServerError| RunError::Nbd(e.to_string());
     let mut sockets = NbdSockets::default();
     if let Some(link) = link {
         sockets.unix = link.take(SOCKETS[0]);
         sockets.tcp = link.take(SOCKETS[1]);
     }
-    sockets.open_missing(&config).map_err(failed)?;
+    let were_there = [sockets.unix.is_some(), sockets.tcp.is_some()];
+    let opened = sockets.open_missing(&config);
     if let Some(link) = link {
-        for (name, fd) in SOCKETS.into_iter().zip([&sockets.unix, &sockets.tcp]) {
-            if let Some(fd) = fd {
-                link.keep(name, fd.as_fd()).map_err(keeping)?;
+        let now = [&sockets.unix, &sockets.tcp];
+        for ((name, was_there), fd) in SOCKETS.into_iter().zip(were_there).zip(now) {
+            match fd {
+                Some(fd) => link.keep(name, fd.as_fd()).map_err(keeping)?,
+                None if was_there => link.forget(name),
+                None => {}
             }
         }
     }
-    Ok(Some(Nbd { config, sockets }))
+    opened.map_err(|e: NbdServerError| RunError::Nbd(e.to_string()))?;
+    let wanted = config.unix.is_some() || config.tcp.is_some();
+    Ok(wanted.then_some(Nbd { config, sockets }))
 }
 
 /// Serves NBD, with all devices there are from the first client on: one that comes back must find its export.

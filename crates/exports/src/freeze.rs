@@ -5,15 +5,19 @@
 //! serves that device.
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, LazyLock, OnceLock};
 
 use parking_lot::Mutex;
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, StatxFlags};
 use thinmap_units::DevNo;
 
-/// Freezes the file system that is mounted on `dev`, in whatever mount namespace; no mount is no error.
+use crate::mounts::{self, MountLine};
+
+/// Freezes the file system that is mounted on `dev`, in whatever mount namespace that no user has made for themselves; no mount
+/// is no error.
 ///
 /// One that somebody else has frozen already is left to them. One that cannot freeze is written back instead.
 /// An errno when the kernel refuses.
@@ -78,23 +82,33 @@ pub fn thaw(dev: DevNo) {
     }
 }
 
-/// A directory in the file system that `dev` carries.
+/// A directory, or a file that is a mount point, in the file system that `dev` carries. What is returned is proven to lie in it: to
+/// freeze another one would stop what has nothing to do with the device.
 fn open_mount_of(dev: DevNo) -> Option<OwnedFd> {
-    for (process, mounts) in crate::openers::all_mounts() {
-        for mount in mounts {
-            let by_source = mount.dev.major == 0 && is_source(&mount.source, dev);
-            if mount.dev != dev && !by_source {
-                continue;
-            }
-            let path = inside(&process, &mount.mount_point);
-            let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
-            let Ok(fd) = rustix::fs::open(&path, flags, Mode::empty()) else {
+    let on_btrfs: Vec<String> = mounts::btrfs_devices()
+        .into_iter()
+        .filter(|(_, device)| *device == dev)
+        .map(|(id, _)| id)
+        .collect();
+    for (process, mounts) in mounts::all() {
+        let carries = |mount: &MountLine| {
+            mount.dev == dev || (mount.fs_type == "btrfs" && !on_btrfs.is_empty())
+        };
+        let mut candidates = mounts.into_iter().filter(carries).peekable();
+        if candidates.peek().is_none() || !mounts::is_ours(&process) {
+            continue;
+        }
+        for mount in candidates {
+            let Some(fd) = open_mount(&process, &mount) else {
                 continue;
             };
-            // Another mount may lie on top of this one.
-            let same = rustix::fs::fstat(&fd)
-                .is_ok_and(|stat| by_source || DevNo::from_dev_t(stat.st_dev) == mount.dev);
-            if same {
+            let is_it = match mount.dev == dev {
+                true => {
+                    rustix::fs::fstat(&fd).is_ok_and(|stat| DevNo::from_dev_t(stat.st_dev) == dev)
+                }
+                false => btrfs_id(&fd).is_some_and(|id| on_btrfs.contains(&id)),
+            };
+            if is_it {
                 return Some(fd);
             }
         }
@@ -102,12 +116,40 @@ fn open_mount_of(dev: DevNo) -> Option<OwnedFd> {
     None
 }
 
-fn is_source(source: &Path, dev: DevNo) -> bool {
-    source.starts_with("/dev")
-        && rustix::fs::stat(source).is_ok_and(|stat| {
-            rustix::fs::FileType::from_raw_mode(stat.st_mode) == rustix::fs::FileType::BlockDevice
-                && DevNo::from_dev_t(stat.st_rdev) == dev
-        })
+/// Opens a mount point, if this mount is what is there: another may lie on top of it, or have come in its place.
+fn open_mount(process: &Path, mount: &MountLine) -> Option<OwnedFd> {
+    let path = inside(process, &mount.mount_point);
+    // What it is comes before what it does when it is opened.
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    let found = rustix::fs::open(&path, flags, Mode::empty()).ok()?;
+    let (flags, what) = (
+        AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC,
+        StatxFlags::TYPE | StatxFlags::MNT_ID,
+    );
+    let stat = rustix::fs::statx(&found, "", flags, what).ok()?;
+    let kind = FileType::from_raw_mode(u32::from(stat.stx_mode));
+    if stat.stx_mnt_id != mount.id || !matches!(kind, FileType::Directory | FileType::RegularFile) {
+        return None;
+    }
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
+    let path = format!("/proc/self/fd/{}", found.as_raw_fd());
+    rustix::fs::open(path, flags, Mode::empty()).ok()
+}
+
+/// The id of the btrfs that an open file lies in, as sysfs writes it.
+fn btrfs_id(fd: &OwnedFd) -> Option<String> {
+    let mut answer = [0u8; BTRFS_FS_INFO_BYTES];
+    // SAFETY: the kernel writes one structure of this size, which the request's number holds, to our array.
+    let result = unsafe { libc::ioctl(fd.as_raw_fd(), BTRFS_IOC_FS_INFO, answer.as_mut_ptr()) };
+    let id = (result == 0).then(|| &answer[BTRFS_FS_ID])?;
+    let mut text = String::new();
+    for (index, byte) in id.iter().enumerate() {
+        if matches!(index, 4 | 6 | 8 | 10) {
+            text.push('-');
+        }
+        text += &format!("{byte:02x}");
+    }
+    Some(text)
 }
 
 /// A path as another process sees it.
@@ -134,6 +176,11 @@ static FROZEN: LazyLock<Mutex<HashMap<DevNo, OwnedFd>>> = LazyLock::new(Mutex::d
 /// `_IOWR('X', 119, int)` and `_IOWR('X', 120, int)`, <linux/fs.h>.
 const FIFREEZE: libc::c_ulong = 0xc004_5877;
 const FITHAW: libc::c_ulong = 0xc004_5878;
+
+/// `_IOR(0x94, 31, struct btrfs_ioctl_fs_info_args)`, <linux/btrfs.h>: two numbers of 64 bits, then the id.
+const BTRFS_IOC_FS_INFO: libc::c_ulong = 0x8400_941f;
+const BTRFS_FS_INFO_BYTES: usize = 1024;
+const BTRFS_FS_ID: Range<usize> = 16..32;
 
 #[cfg(test)]
 mod tests {

@@ -7,6 +7,7 @@ mod fuse;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
 mod loop_device;
+mod mounts;
 pub mod nbd;
 mod openers;
 pub mod ublk;

@@ -6,8 +6,8 @@
 //! registered with an io_uring; removal asks the kernel itself (an exclusive open) and so refuses the first of them.
 
 use std::collections::{HashMap, HashSet};
-use std::ffi::{OsStr, OsString};
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -15,84 +15,10 @@ use parking_lot::Mutex;
 use rustix::fs::{AtFlags, CWD, FileType, StatxFlags};
 use thinmap_units::DevNo;
 
-use crate::dev_node;
+use crate::{dev_node, mounts};
 
-/// One line of a mountinfo file.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub(crate) struct MountLine {
-    pub dev: DevNo,
-    pub mount_point: PathBuf,
-    pub fs_type: String,
-    pub source: PathBuf,
-}
-
-/// All mounts of one mount namespace. Lines that are not understood are left out. Source: proc(5).
-pub(crate) fn parse_mountinfo(table: &[u8]) -> Vec<MountLine> {
-    table
-        .split(|&byte| byte == b'\n')
-        .filter_map(parse_mount_line)
-        .collect()
-}
-
-fn parse_mount_line(line: &[u8]) -> Option<MountLine> {
-    let mut words = line.split(|&byte| byte == b' ');
-    let dev = std::str::from_utf8(words.nth(2)?).ok()?.parse().ok()?;
-    let mount_point = PathBuf::from(unescape(words.nth(1)?));
-    words.find(|word| *word == b"-")?;
-    let fs_type = String::from_utf8_lossy(words.next()?).into_owned();
-    let source = PathBuf::from(unescape(words.next()?));
-    Some(MountLine {
-        dev,
-        mount_point,
-        fs_type,
-        source,
-    })
-}
-
-/// Blank, tab, newline and backslash stand in these files as octal `\NNN`.
-fn unescape(word: &[u8]) -> OsString {
-    let mut out = Vec::with_capacity(word.len());
-    let mut rest = word;
-    while let Some((&byte, tail)) = rest.split_first() {
-        let octal = tail.get(..3).filter(|digits| {
-            byte == b'\\' && digits[0] <= b'3' && digits.iter().all(|d| (b'0'..=b'7').contains(d))
-        });
-        match octal {
-            Some(digits) => {
-                out.push(
-                    digits
-                        .iter()
-                        .fold(0u8, |value, digit| (value << 3) | (digit - b'0')),
-                );
-                rest = &tail[3..];
-            }
-            None => {
-                out.push(byte);
-                rest = tail;
-            }
-        }
-    }
-    OsString::from_vec(out)
-}
-
-/// Mounts of all mount namespaces, each with a process that sees them.
-pub(crate) fn all_mounts() -> Vec<(PathBuf, Vec<MountLine>)> {
-    let mut seen = HashSet::new();
-    let mut found = Vec::new();
-    let own = PathBuf::from("/proc/self");
-    for process in std::iter::once(own).chain(processes().into_iter().map(|(_, dir)| dir)) {
-        let namespace = std::fs::read_link(process.join("ns/mnt"));
-        if !namespace.is_ok_and(|namespace| seen.insert(namespace)) {
-            continue;
-        }
-        if let Ok(table) = std::fs::read(process.join("mountinfo")) {
-            found.push((process, parse_mountinfo(&table)));
-        }
-    }
-    found
-}
-
-fn processes() -> Vec<(u32, PathBuf)> {
+/// All processes, with their directories.
+pub(crate) fn processes() -> Vec<(u32, PathBuf)> {
     let Ok(entries) = std::fs::read_dir("/proc") else {
         return Vec::new();
     };
@@ -171,9 +97,8 @@ pub(crate) fn count_files(devs: &[DevNo]) -> HashMap<u64, u32> {
 /// The system's users of block devices at one moment.
 struct Scan {
     descriptors: HashMap<DevNo, u32>,
+    /// Devices under mounts, by what the kernel says of them: anybody may write a device's name into a mount's source.
     mounted: HashSet<DevNo>,
-    /// Sources of mounts and swaps, by the block device they are.
-    sources: HashSet<DevNo>,
     swaps: HashSet<DevNo>,
 }
 
@@ -182,35 +107,31 @@ impl Scan {
         let mut scan = Self {
             descriptors: HashMap::new(),
             mounted: HashSet::new(),
-            sources: HashSet::new(),
             swaps: HashSet::new(),
         };
         let own = std::process::id();
         for (_, dir) in processes().into_iter().filter(|(pid, _)| *pid != own) {
-            scan.take_descriptors(&dir.join("fd"));
+            scan.take_descriptors(&dir);
         }
-        for (_, mounts) in all_mounts() {
-            for mount in mounts {
-                scan.mounted.insert(mount.dev);
-                // File systems with device numbers of their own (btrfs) only name their device.
-                if mount.dev.major == 0 && mount.source.starts_with("/dev") {
-                    scan.sources.extend(block_dev_no(&mount.source));
-                }
-            }
+        for (_, mounts) in mounts::all() {
+            scan.mounted.extend(mounts.iter().map(|mount| mount.dev));
         }
+        let btrfs = mounts::btrfs_devices().into_iter();
+        scan.mounted.extend(btrfs.map(|(_, dev)| dev));
         if let Ok(swaps) = std::fs::read("/proc/swaps") {
             for line in swaps.split(|&byte| byte == b'\n').skip(1) {
                 let word = line.split(|&byte| byte == b' ').next().unwrap_or_default();
                 if word.starts_with(b"/") {
-                    scan.swaps.extend(block_dev_no(Path::new(&unescape(word))));
+                    scan.swaps
+                        .extend(block_dev_no(Path::new(&mounts::unescape(word))));
                 }
             }
         }
         scan
     }
 
-    fn take_descriptors(&mut self, dir: &Path) {
-        let Ok(entries) = std::fs::read_dir(dir) else {
+    fn take_descriptors(&mut self, process: &Path) {
+        let Ok(entries) = std::fs::read_dir(process.join("fd")) else {
             return;
         };
         for entry in entries.flatten() {
@@ -218,17 +139,34 @@ impl Scan {
             // Pipes, sockets and the like have no path.
             let is_path = std::fs::read_link(&path)
                 .is_ok_and(|to| to.as_os_str().as_bytes().starts_with(b"/"));
-            if is_path && let Some(dev) = block_dev_no(&path) {
+            if is_path
+                && let Some(dev) = block_dev_no(&path)
+                && is_open(&process.join("fdinfo").join(entry.file_name()))
+            {
                 *self.descriptors.entry(dev).or_default() += 1;
             }
         }
     }
 
     fn count(&self, dev: DevNo, node: &Path) -> u32 {
-        let mounted = self.mounted.contains(&dev) || self.sources.contains(&dev);
         let descriptors = self.descriptors.get(&dev).copied().unwrap_or(0);
-        descriptors + u32::from(mounted) + u32::from(self.swaps.contains(&dev)) + holders(node)
+        descriptors
+            + u32::from(self.mounted.contains(&dev))
+            + u32::from(self.swaps.contains(&dev))
+            + holders(node)
     }
+}
+
+/// Whether a descriptor has its device open: one with `O_PATH`, which needs no permission, only names it. Source: proc(5).
+fn is_open(info: &Path) -> bool {
+    let Ok(text) = std::fs::read_to_string(info) else {
+        // Closed since it was found.
+        return false;
+    };
+    let flags = text.lines().find_map(|line| line.strip_prefix("flags:"));
+    flags
+        .and_then(|flags| i32::from_str_radix(flags.trim(), 8).ok())
+        .is_none_or(|flags| flags & libc::O_PATH == 0)
 }
 
 /// Devices on top, as the kernel notes them.
@@ -259,20 +197,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn mount_lines_with_escapes_and_optional_fields() {
-        let table = b"36 35 7:3 / /mnt/a\\040b rw,noatime shared:1 master:2 - ext4 /dev/loop3 rw\n\
-            garbage\n37 35 0:44 / / rw - tmpfs tmpfs rw\n38 x";
-        let mounts = parse_mountinfo(table);
-        assert_eq!(mounts.len(), 2);
-        assert_eq!(mounts[0].dev, DevNo::new(7, 3));
-        assert_eq!(mounts[0].mount_point, Path::new("/mnt/a b"));
-        assert_eq!(
-            (mounts[0].fs_type.as_str(), mounts[0].source.as_path()),
-            ("ext4", Path::new("/dev/loop3"))
-        );
-    }
-
-    #[test]
     fn who_passes_by_is_not_waited_for_long() {
         let looks = std::cell::Cell::new(0);
         let used_for = |n| {
@@ -283,10 +207,5 @@ mod tests {
         assert!(!used_for(LOOKS - 1));
         assert!(used_for(LOOKS));
         assert_eq!(looks.get(), LOOKS);
-    }
-
-    #[test]
-    fn a_backslash_without_digits_stays() {
-        assert_eq!(unescape(b"a\\b\\0409\\12"), OsString::from("a\\b 9\\12"));
     }
 }

@@ -5,7 +5,7 @@ mod fuse_support;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -15,16 +15,6 @@ use thinmap_block::backing::MemoryDevice;
 use thinmap_exports::block_node::{self, BlockNode, NodeKind, NodesConfig};
 use thinmap_exports::freeze;
 use thinmap_units::Sector;
-
-/// A child process that is gone at the end.
-struct Process(Child);
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
 
 fn memory(mib: u64) -> Arc<MemoryDevice> {
     Arc::new(MemoryDevice::new(Sector(mib << 11)))
@@ -39,16 +29,6 @@ fn holder(path: &Path) -> Process {
         .spawn()
         .expect("sleep");
     Process(child)
-}
-
-fn eventually(what: &str, mut check: impl FnMut() -> bool) {
-    for _ in 0..500 {
-        if check() {
-            return;
-        }
-        std::thread::sleep(std::time::Duration::from_millis(10));
-    }
-    panic!("never: {what}");
 }
 
 #[test]
@@ -176,48 +156,6 @@ fn a_device_goes_also_where_somebody_detached_the_mount() {
     assert!(bound.exists());
     node.remove(false).expect("remove");
     eventually("detached", || !bound.exists());
-}
-
-#[test]
-fn a_mount_in_another_namespace_counts() {
-    let stack = Stack::start();
-    let node = stack.active(memory(16));
-    run(
-        "mkfs.ext4",
-        &["-q", "-F", node.path().to_str().expect("path")],
-    );
-    let dir = stack.dir.path().join("mnt");
-    std::fs::create_dir(&dir).expect("directory");
-    let script = format!(
-        "mount {} {} && echo ok && exec sleep 600",
-        node.path().display(),
-        dir.display()
-    );
-    let mut child = Command::new("unshare")
-        .args(["-m", "sh", "-c", &script])
-        .stdout(Stdio::piped())
-        .spawn()
-        .map(Process)
-        .expect("unshare");
-    let mut line = String::new();
-    BufReader::new(child.0.stdout.take().expect("piped"))
-        .read_line(&mut line)
-        .expect("read");
-    assert_eq!(line, "ok\n");
-    eventually("the mount is counted", || node.open_count() == 1);
-    assert_eq!(
-        freeze::freeze(node.dev_no()),
-        Ok(()),
-        "found through the other namespace"
-    );
-    freeze::thaw(node.dev_no());
-    assert_eq!(
-        node.remove(false).expect_err("mounted").errno(),
-        libc::EBUSY
-    );
-    drop(child);
-    eventually("the namespace is gone", || node.open_count() == 0);
-    eventually("the mount is gone", || node.remove(false).is_ok());
 }
 
 #[test]

@@ -172,6 +172,66 @@ fn meta_contexts() {
 }
 
 #[test]
+fn options_with_large_answers_are_all_answered_however_many_come_at_once() {
+    let fixture = Fixture::new(|_| {});
+    let device = HandDevice::new(MIB);
+    for n in 0..300 {
+        let name = format!("{n:0100}");
+        let added = fixture.server().add_export(&name, device.clone(), false);
+        added.unwrap();
+    }
+    let mut client = fixture.connect();
+    client.hello();
+    let mut lists = Vec::new();
+    for _ in 0..256 {
+        lists.extend(b"IHAVEOPT");
+        lists.extend(3u32.to_be_bytes());
+        lists.extend(0u32.to_be_bytes());
+    }
+    client.put(&lists);
+    let mut ends = 0;
+    while ends < 256 {
+        ends += u32::from(client.option_reply().1 == ACK);
+    }
+    assert_eq!(client.go(&"0".repeat(100), &[]), ACK);
+}
+
+#[test]
+fn a_discard_in_many_pieces_is_a_few_at_a_time() {
+    let fixture = Fixture::new(|_| {});
+    let device = HandDevice::new(MIB);
+    device.limits.lock().max_discard = Sector(1);
+    let add = |name| fixture.server().add_export(name, device.clone(), false);
+    add("disk").unwrap();
+    let mut client = fixture.open("disk");
+    *device.hold.lock() = true;
+    let most = u32::try_from(MIB).unwrap();
+    for cookie in 0..8 {
+        client.request(4, 0, cookie, 0, most);
+    }
+    // What comes after them is with the device when they are.
+    client.request(3, 0, 8, 0, 0);
+    let flush_is_there = || device.held.lock().iter().any(|io| io.op == Op::Flush);
+    nbd_support::eventually("all are at the device", flush_is_there);
+    let held = device.held();
+    assert!(held <= 8 * 4 + 1, "{held} at once");
+    device.release_backwards();
+    let mut answers: Vec<_> = (0..9).map(|_| client.simple()).collect();
+    answers.sort_unstable();
+    let all_well: Vec<_> = (0..9).map(|cookie| (cookie, 0)).collect();
+    assert_eq!(answers, all_well);
+    let mut discarded: Vec<u64> = device.seen.lock().iter().map(|seen| seen.1).collect();
+    discarded.sort_unstable();
+    discarded.dedup();
+    assert_eq!(discarded, (0..MIB / 512).collect::<Vec<_>>());
+    // One that fails goes no further.
+    device.seen.lock().clear();
+    *device.fail.lock() = Some(BlkStatus::IoErr);
+    assert_eq!(client.status_of(4, 0, 0, most), 5);
+    assert!(device.seen.lock().len() <= 2 * 4);
+}
+
+#[test]
 fn commands_reach_the_device_as_they_were_meant() {
     let fixture = Fixture::new(|_| {});
     let device = HandDevice::new(MIB);

@@ -100,7 +100,7 @@ pub(crate) fn mounts_at(dir: &Path) -> Vec<thinmap_units::DevNo> {
     let Ok(table) = std::fs::read("/proc/self/mountinfo") else {
         return Vec::new();
     };
-    crate::openers::parse_mountinfo(&table)
+    crate::mounts::parse(&table)
         .into_iter()
         .filter(|mount| mount.mount_point == dir && mount.fs_type.starts_with("fuse"))
         .map(|mount| mount.dev)
@@ -111,7 +111,7 @@ pub(crate) fn mounts_at(dir: &Path) -> Vec<thinmap_units::DevNo> {
 pub(crate) fn abort_connection(minor: u32, dir: &Path) -> std::io::Result<()> {
     let write = |at: &Path| std::fs::write(at.join(format!("{minor}/abort")), "1");
     let table = std::fs::read("/proc/self/mountinfo")?;
-    let mounts = crate::openers::parse_mountinfo(&table);
+    let mounts = crate::mounts::parse(&table);
     if let Some(control) = mounts.iter().find(|mount| mount.fs_type == "fusectl") {
         return write(&control.mount_point);
     }

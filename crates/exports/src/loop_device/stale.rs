@@ -12,7 +12,7 @@ use thinmap_units::DevNo;
 
 use super::remover::{remove as remove_number, wait_until};
 use super::{backing_file, ioctl, node_path, open_node};
-use crate::{fuse, openers};
+use crate::{fuse, mounts};
 
 /// What was found and done.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -112,11 +112,13 @@ fn lies_on(number: u32, mounts: &[DevNo]) -> bool {
 
 fn mounts_on(number: u32) -> Vec<PathBuf> {
     let dev = DevNo::new(super::LOOP_MAJOR, number);
-    let all = openers::all_mounts()
-        .into_iter()
-        .flat_map(|(_, mounts)| mounts);
+    let all = mounts::all().into_iter().flat_map(|(_, mounts)| mounts);
     let mut found: Vec<_> = all
-        .filter(|mount| mount.dev == dev || mount.source == node_path(number))
+        .filter(|mount| {
+            // btrfs has no device number of its device.
+            let by_name = mount.fs_type == "btrfs" && mount.source == node_path(number);
+            mount.dev == dev || by_name
+        })
         .map(|mount| mount.mount_point)
         .collect();
     found.dedup();

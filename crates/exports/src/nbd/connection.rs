@@ -20,9 +20,11 @@ use thinmap_block::{Io, Op, submit_from_outside};
 use thinmap_runtime::IoBuf;
 use thinmap_units::{BlkStatus, Sector};
 
+use super::askers::Askers;
 use super::buffers::Buffers;
 use super::command::{Action, Work, WorkKind, decide};
-use super::extents::{ExtentsQuery, ExtentsSender};
+use super::extents::{Answer, ExtentsQuery};
+use super::input::Input;
 use super::negotiation::Agreement;
 use super::protocol::{NbdError, REQUEST_BYTES, ReplyHead, Request};
 use super::queue::ConnectionSink;
@@ -38,7 +40,7 @@ pub struct Resources<'a> {
     /// Buffers for requests.
     pub buffers: &'a Buffers,
     /// Where block-status requests go.
-    pub extents: &'a ExtentsSender,
+    pub askers: &'a Arc<Askers>,
 }
 
 /// A client in transmission.
@@ -86,8 +88,13 @@ enum State {
 struct Slot {
     request: Request,
     work: Work,
+    /// Parts that are with the device.
     parts: u32,
+    /// Of a discard: how much of it was submitted.
+    submitted: Sector,
     status: BlkStatus,
+    /// Of a block-status request.
+    answer: Option<Arc<Answer>>,
     /// FUA on a discard, which devices do not know: a flush follows.
     then_flush: bool,
 }
@@ -180,6 +187,12 @@ impl Connection {
         self.dead = true;
         self.replies.clear();
         self.sent = 0;
+        // What a device does not answer must not keep it open for a client that is gone: unlike I/O it has no memory of ours.
+        for (index, slot) in self.slots.iter_mut().enumerate() {
+            if slot.answer.take().is_some_and(|answer| answer.give()) {
+                self.free_slots.push(index);
+            }
+        }
     }
 
     /// Receives and submits until the socket is empty, a limit is reached, or others should have their turn.
@@ -341,29 +354,39 @@ impl Connection {
                     one,
                     sink: self.sink.clone(),
                     slot: tag,
+                    answer: Arc::default(),
                 };
-                if resources.extents.send(query).is_err() {
-                    self.finished(slot, BlkStatus::IoErr, IoBuf::empty());
-                }
+                self.slots[slot].answer = Some(query.answer.clone());
+                resources.askers.ask(query);
             }
         }
     }
 
-    /// A discard is cut into what the device takes at once.
+    /// A discard is cut into what the device takes at once, and few of these parts are with it at a time: there may be millions.
     fn submit_discard(&mut self, slot: usize, work: Work) {
-        let most = self.agreement.limits.max_discard.0;
-        let parts = work.len.0.div_ceil(most);
-        self.slots[slot].parts = u32::try_from(parts).expect("fewer parts than sectors in 4 GiB");
+        self.slots[slot].parts = 0;
         self.slots[slot].then_flush = work.flags.fua;
-        for part in 0..parts {
-            let at = part * most;
-            let len = Sector(most.min(work.len.0 - at));
-            let start = work.start + Sector(at);
-            let tag = slot as u64;
-            let empty = IoBuf::empty();
-            let sink = self.sink.clone();
-            self.submit(Io::new(Op::Discard, start, len, empty, sink, tag));
+        for _ in 0..DISCARD_PARTS_AT_ONCE {
+            if !self.submit_discard_part(slot) {
+                return;
+            }
         }
+    }
+
+    /// The next part of a discard; `false` when there is none, or the request is no discard.
+    fn submit_discard_part(&mut self, slot: usize) -> bool {
+        let most = self.agreement.limits.max_discard.0;
+        let entry = &mut self.slots[slot];
+        let (work, at) = (entry.work, entry.submitted);
+        let len = Sector(most.min(work.len.0 - at.0));
+        if work.kind != WorkKind::Op(Op::Discard) || len == Sector::ZERO {
+            return false;
+        }
+        entry.submitted = at + len;
+        entry.parts += 1;
+        let (start, empty, sink) = (work.start + at, IoBuf::empty(), self.sink.clone());
+        self.submit(Io::new(Op::Discard, start, len, empty, sink, slot as u64));
+        true
     }
 
     fn payload_complete(&mut self) {
@@ -387,14 +410,18 @@ impl Connection {
         let entry = &mut self.slots[slot];
         entry.status = entry.status.and(status);
         entry.parts -= 1;
-        if entry.parts > 0 {
+        // One that has failed already, or that nobody waits for any more, is given up where it is.
+        let goes_on = entry.status.is_ok() && !self.dead;
+        if (goes_on && self.submit_discard_part(slot)) || self.slots[slot].parts > 0 {
             return;
         }
+        let entry = &mut self.slots[slot];
         if entry.then_flush && entry.status.is_ok() {
             entry.then_flush = false;
             entry.parts = 1;
             return self.submit(Io::flush(self.sink.clone(), slot as u64));
         }
+        entry.answer = None;
         let (request, work, status) = (entry.request, entry.work, entry.status);
         self.free_slots.push(slot);
         self.stalled = false;
@@ -480,6 +507,8 @@ impl Connection {
             request,
             work,
             parts: 1,
+            submitted: Sector::ZERO,
+            answer: None,
             status: BlkStatus::Ok,
             then_flush: false,
         };
@@ -513,50 +542,9 @@ fn refusal(request: &Request, error: NbdError, agreement: &Agreement) -> ReplyHe
     }
 }
 
-/// Bytes received and not yet looked at.
-struct Input {
-    bytes: Box<[u8]>,
-    start: usize,
-    end: usize,
-}
-
-impl Input {
-    fn new(first: &[u8]) -> Self {
-        let mut bytes = vec![0; INPUT_BYTES.max(first.len())];
-        bytes[..first.len()].copy_from_slice(first);
-        Self {
-            bytes: bytes.into_boxed_slice(),
-            start: 0,
-            end: first.len(),
-        }
-    }
-
-    /// Room for more. What is left of a request moves to the front first; it is shorter than a header.
-    fn space(&mut self) -> &mut [u8] {
-        self.bytes.copy_within(self.start..self.end, 0);
-        self.end -= self.start;
-        self.start = 0;
-        &mut self.bytes[self.end..]
-    }
-
-    fn grew(&mut self, count: usize) {
-        self.end += count;
-    }
-
-    fn peek<const N: usize>(&self) -> Option<&[u8; N]> {
-        self.bytes[self.start..self.end].first_chunk()
-    }
-
-    fn take_up_to(&mut self, count: usize) -> &[u8] {
-        let from = self.start;
-        self.start = (from + count).min(self.end);
-        &self.bytes[from..self.start]
-    }
-}
-
-/// One receive takes up to some hundred requests, or the payload of many small writes.
-const INPUT_BYTES: usize = 128 << 10;
 const RECEIVES_PER_TURN: usize = 8;
 const BYTES_PER_TURN: usize = 256 << 10;
+/// The next goes out when one has come back, in a later turn: others have theirs between.
+const DISCARD_PARTS_AT_ONCE: usize = 4;
 /// Two parts each; the kernel takes up to 1024 parts.
 const REPLIES_PER_SEND: usize = 64;

@@ -1,9 +1,9 @@
-//! Answers block-status requests on a thread of its own: looking up what is allocated may read metadata, and
-//! a queue thread must not wait for that.
+//! Block-status requests: looking up what is allocated may read metadata, and a queue thread must not wait for that. Threads of
+//! their own do ([`super::askers`]).
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use thinmap_block::{BlockDevice, Extent};
 use thinmap_runtime::IoBuf;
@@ -26,38 +26,58 @@ pub struct ExtentsQuery {
     pub sink: Arc<ConnectionSink>,
     /// The request's slot on the connection.
     pub slot: u64,
+    /// Shared with the connection.
+    pub answer: Arc<Answer>,
 }
 
-/// The thread's end of the line; it ends when all of these are dropped.
-pub type ExtentsSender = Sender<ExtentsQuery>;
+/// Whether a question is over: it was answered, or who asked has given it up. What comes first counts.
+#[derive(Default)]
+pub struct Answer(AtomicBool);
 
-/// Starts the thread.
-pub fn start() -> std::io::Result<(ExtentsSender, std::thread::JoinHandle<()>)> {
-    let (sender, receiver) = channel();
-    let thread = std::thread::Builder::new()
-        .name("nbd-extents".to_owned())
-        .spawn(move || run(&receiver))?;
-    Ok((sender, thread))
+impl Answer {
+    /// `true` for the first that gives it: then nobody else will.
+    pub fn give(&self) -> bool {
+        !self.0.swap(true, Ordering::AcqRel)
+    }
+
+    /// Whether somebody has.
+    pub fn is_given(&self) -> bool {
+        self.0.load(Ordering::Acquire)
+    }
 }
 
-fn run(queries: &Receiver<ExtentsQuery>) {
-    let mut extents = Vec::new();
-    for query in queries {
+impl ExtentsQuery {
+    /// Asks the device and tells who wants to know. `extents` is only kept for its memory.
+    pub fn answer(self, extents: &mut Vec<Extent>) {
+        if self.answer.is_given() {
+            return;
+        }
         extents.clear();
         // A panic of one device must not take the answers of all others with it.
         let asked = catch_unwind(AssertUnwindSafe(|| {
-            query.device.extents(query.start, query.len, &mut extents)
+            self.device.extents(self.start, self.len, extents)
         }));
         let result = asked
             .unwrap_or(Err(BlkStatus::IoErr))
-            .and_then(|()| descriptors(&extents, query.len, query.one));
+            .and_then(|()| descriptors(extents, self.len, self.one));
+        self.tell(result);
+    }
+
+    /// Nobody can ask the device.
+    pub fn fail(self) {
+        self.tell(Err(BlkStatus::IoErr));
+    }
+
+    fn tell(self, result: Result<IoBuf, BlkStatus>) {
         let (buf, status) = match result {
             Ok(buf) => (buf, BlkStatus::Ok),
             Err(status) => (IoBuf::empty(), status),
         };
         // The device goes before the answer does: an answered request must not keep it.
-        drop(query.device);
-        query.sink.finished(query.slot, status, buf);
+        drop(self.device);
+        if self.answer.give() {
+            self.sink.finished(self.slot, status, buf);
+        }
     }
 }
 

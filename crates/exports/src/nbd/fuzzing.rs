@@ -10,7 +10,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair, sockopt};
 use thinmap_block::{BlockDevice, QueueHandler, Turn};
 use thinmap_runtime::Waker;
 
-use super::extents::{self, ExtentsSender};
+use super::askers::Askers;
 use super::listener::Reaper;
 use super::negotiation::{Agreement, Negotiation, OPTION_BYTES_MAX, Step, TlsState};
 use super::queue::{AtWork, NewClient, Queue, QueueShared};
@@ -61,10 +61,17 @@ fn shake_hands<'a>(
         let (now, later) = rest.split_at(rest.len().min(piece.max(1)));
         rest = later;
         buffered.extend_from_slice(now);
-        match negotiation.step(&mut buffered, replies, registry) {
-            Ok(Step::More) => {}
-            Ok(Step::Done(agreement)) => return Some((*agreement, buffered, rest)),
-            Ok(Step::Bye | Step::StartTls) | Err(_) => return None,
+        loop {
+            // The client fetches its replies at once.
+            let mut out = Vec::new();
+            let step = negotiation.step(&mut buffered, &mut out, registry);
+            replies.extend(out);
+            match step {
+                Ok(Step::More) => break,
+                Ok(Step::Full) => {}
+                Ok(Step::Done(agreement)) => return Some((*agreement, buffered, rest)),
+                Ok(Step::Bye | Step::StartTls) | Err(_) => return None,
+            }
         }
         // INVARIANT: no more than one unfinished option is held.
         assert!(buffered.len() <= OPTION_BYTES_MAX as usize + OPTION_HEAD_BYTES);
@@ -88,13 +95,7 @@ fn transmit(
     let shared = Arc::new(QueueShared::new(waker.clone()));
     let reaper = Arc::new(Reaper::new(waker.clone()));
     let ready = epoll::create(epoll::CreateFlags::CLOEXEC).expect("an epoll descriptor");
-    let mut queue = Queue::new(
-        shared.clone(),
-        reaper,
-        AtWork::default(),
-        ready,
-        extents_thread(),
-    );
+    let mut queue = Queue::new(shared.clone(), reaper, AtWork::default(), ready, askers());
     shared.attach(NewClient {
         transport: Transport::new(server),
         agreement,
@@ -146,12 +147,10 @@ fn sleep(queue: &Queue, waker: &Waker) {
     waker.clear();
 }
 
-/// One thread for all sessions.
-fn extents_thread() -> ExtentsSender {
-    static SENDER: OnceLock<ExtentsSender> = OnceLock::new();
-    SENDER
-        .get_or_init(|| extents::start().expect("a thread").0)
-        .clone()
+/// The same threads for all sessions.
+fn askers() -> Arc<Askers> {
+    static ASKERS: OnceLock<Arc<Askers>> = OnceLock::new();
+    ASKERS.get_or_init(Arc::default).clone()
 }
 
 /// Magic, number and length.

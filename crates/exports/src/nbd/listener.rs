@@ -14,7 +14,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{AddressFamily, SocketFlags, accept_with, getsockname, sockopt};
 use thinmap_runtime::Waker;
 
-use super::negotiation::{Agreement, Negotiation, Step, TlsState};
+use super::negotiation::{Agreement, Negotiation, OUTPUT_BYTES_MAX, Step, TlsState};
 use super::queue::{DRAIN_GRACE, Message, NewClient, QueueShared};
 use super::registry::Registry;
 use super::transport::{Received, Transport};
@@ -221,8 +221,10 @@ struct Client {
     output: Vec<u8>,
     after: After,
     deadline: Instant,
-    /// Received input may be left inside the transport.
+    /// Another turn would find something to do, whatever the socket says.
     more: bool,
+    /// The input may hold whole options, which wait for room in the output.
+    unparsed: bool,
 }
 
 /// What comes when the output is out.
@@ -249,6 +251,7 @@ impl Client {
             after: After::Talk,
             deadline,
             more: true,
+            unparsed: false,
         }
     }
 
@@ -292,21 +295,34 @@ impl Client {
     fn talk(&mut self, registry: &Registry) -> std::io::Result<()> {
         self.more = false;
         self.send()?;
+        self.take_in(registry)?;
+        // No readiness of the socket would tell of what is here already.
+        self.more |= self.unparsed && self.output.len() < OUTPUT_BYTES_MAX;
+        Ok(())
+    }
+
+    fn take_in(&mut self, registry: &Registry) -> std::io::Result<()> {
         for _ in 0..RECEIVES_PER_TURN {
             if !matches!(self.after, After::Talk) || self.output.len() >= OUTPUT_BYTES_MAX {
                 return self.send();
             }
-            let mut chunk = [0; RECEIVE_BYTES];
-            match self.transport.receive(&mut [IoSliceMut::new(&mut chunk)])? {
-                Received::WouldBlock => return self.send(),
-                Received::End => return Err(std::io::ErrorKind::UnexpectedEof.into()),
-                Received::Bytes { count, .. } => self.input.extend_from_slice(&chunk[..count]),
+            if !std::mem::take(&mut self.unparsed) {
+                let mut chunk = [0; RECEIVE_BYTES];
+                match self.transport.receive(&mut [IoSliceMut::new(&mut chunk)])? {
+                    Received::WouldBlock => return self.send(),
+                    Received::End => return Err(std::io::ErrorKind::UnexpectedEof.into()),
+                    Received::Bytes { count, .. } => self.input.extend_from_slice(&chunk[..count]),
+                }
             }
             let step = self
                 .negotiation
                 .step(&mut self.input, &mut self.output, registry);
             self.after = match step {
                 Ok(Step::More) => After::Talk,
+                Ok(Step::Full) => {
+                    self.unparsed = true;
+                    After::Talk
+                }
                 Ok(Step::Bye) => After::Bye,
                 Ok(Step::StartTls) => After::StartTls,
                 Ok(Step::Done(agreement)) => After::Attach(agreement),
@@ -352,5 +368,3 @@ const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
 const UNIX_SEND_BUFFER_BYTES: usize = 1 << 20;
 const RECEIVE_BYTES: usize = 4096;
 const RECEIVES_PER_TURN: usize = 16;
-/// A client that does not fetch its replies is not listened to beyond this.
-const OUTPUT_BYTES_MAX: usize = 256 << 10;

@@ -1,7 +1,7 @@
 //! The handshake as a state machine without I/O: bytes in, bytes out, until the client has an export or goes.
 //!
-//! INVARIANT: what a client can make us hold is one option of at most [`OPTION_BYTES_MAX`] bytes and the
-//! replies to those it has sent in one receive.
+//! INVARIANT: what a client can make us hold is one option of at most [`OPTION_BYTES_MAX`] bytes, what it has sent in
+//! one receive, and [`OUTPUT_BYTES_MAX`] of replies and the one that went beyond.
 
 use thinmap_units::Sector;
 
@@ -14,6 +14,9 @@ use super::registry::{Export, Opening, Registry};
 
 /// Longest option data taken, in bytes; a client that announces more is cut off.
 pub const OPTION_BYTES_MAX: u32 = 64 << 10;
+
+/// No option is answered beyond this until the client has fetched its replies, in bytes: a small one can have a large answer.
+pub const OUTPUT_BYTES_MAX: usize = 256 << 10;
 
 /// What the client and the server have agreed on.
 pub struct Agreement {
@@ -35,6 +38,8 @@ pub struct Agreement {
 pub enum Step {
     /// More input is needed.
     More,
+    /// The client must fetch replies first; the input may hold more options.
+    Full,
     /// The reply that announces it is in the output; after it, TLS.
     StartTls,
     /// The client said good-bye (its reply is in the output).
@@ -120,6 +125,9 @@ impl Negotiation {
     ) -> Result<Step, Violation> {
         let mut rest = &input[..];
         let result = loop {
+            if out.len() >= OUTPUT_BYTES_MAX {
+                break Ok(Step::Full);
+            }
             let before = rest;
             match self.next(&mut rest, out, registry) {
                 Ok(Some(Step::More)) => {}
@@ -412,4 +420,45 @@ fn reply(out: &mut Vec<u8>, option: u32, kind: u32, data: &[u8]) {
     out.extend_from_slice(&kind.to_be_bytes());
     out.extend_from_slice(&len.to_be_bytes());
     out.extend_from_slice(data);
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use thinmap_block::backing::MemoryDevice;
+
+    use super::*;
+
+    #[test]
+    fn options_wait_for_room_in_the_output() {
+        let registry = Registry::default();
+        for n in 0..300 {
+            let device = Arc::new(MemoryDevice::new(Sector(8)));
+            assert!(registry.add(&format!("{n:0100}"), device, false));
+        }
+        let mut negotiation = Negotiation::new(TlsState::Off, &mut Vec::new());
+        let mut input = 0u32.to_be_bytes().to_vec();
+        for _ in 0..256 {
+            input.extend(OPTION_MAGIC.to_be_bytes());
+            input.extend(option::LIST.to_be_bytes());
+            input.extend(0u32.to_be_bytes());
+        }
+        let one = 300 * (20 + 4 + 100) + 20;
+        let (mut bytes, mut turns) = (0, 0);
+        loop {
+            let mut out = Vec::new();
+            let step = negotiation.step(&mut input, &mut out, &registry);
+            assert!(out.len() < OUTPUT_BYTES_MAX + one);
+            bytes += out.len();
+            turns += 1;
+            match step.expect("no violation") {
+                Step::Full => {}
+                Step::More => break,
+                _ => panic!("only LIST was asked for"),
+            }
+        }
+        assert_eq!((bytes, input.len()), (256 * one, 0));
+        assert!(turns > 30);
+    }
 }

@@ -16,9 +16,9 @@ use thinmap_block::{EndIo, Io, QueueHandler, Turn, leave_large_copies};
 use thinmap_runtime::{IoBuf, Waker};
 use thinmap_units::BlkStatus;
 
+use super::askers::Askers;
 use super::buffers::Buffers;
 use super::connection::{Connection, Resources};
-use super::extents::ExtentsSender;
 use super::listener::Reaper;
 use super::negotiation::Agreement;
 use super::transport::Transport;
@@ -172,7 +172,7 @@ pub struct Queue {
     active: Vec<usize>,
     is_active: Vec<bool>,
     buffers: Buffers,
-    extents: ExtentsSender,
+    askers: Arc<Askers>,
     stopping: bool,
     // Kept for their memory.
     messages: Vec<Message>,
@@ -186,7 +186,7 @@ impl Queue {
         reaper: Arc<Reaper>,
         at_work: AtWork,
         epoll: OwnedFd,
-        extents: ExtentsSender,
+        askers: Arc<Askers>,
     ) -> Self {
         CURRENT.set(Arc::as_ptr(&shared));
         Self {
@@ -199,7 +199,7 @@ impl Queue {
             active: Vec::new(),
             is_active: Vec::new(),
             buffers: Buffers::new(),
-            extents,
+            askers,
             stopping: false,
             messages: Vec::new(),
             events: Vec::with_capacity(EVENTS_PER_TURN),
@@ -333,7 +333,7 @@ impl Queue {
     fn receive(&mut self) {
         let resources = Resources {
             buffers: &self.buffers,
-            extents: &self.extents,
+            askers: &self.askers,
         };
         for &index in &self.active {
             if let Some(connection) = &mut self.connections[index] {

@@ -1,25 +1,22 @@
 //! The server as its owner sees it: start, exports, shutdown.
 
-use std::net::{SocketAddr, TcpListener};
-use std::os::fd::OwnedFd;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
-use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use rustix::event::epoll;
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use thinmap_block::{BlockDevice, QueueHandle, spawn_queue};
 use thinmap_runtime::Waker;
 
-use super::extents;
+use super::askers::Askers;
 use super::listener::{Door, Listener, Reaper};
 use super::queue::{AtWork, Message, Queue, QueueShared};
 use super::registry::{Drain, Registry, RenameError};
-use super::tls::{self, TlsConfig};
+use super::sockets::{BoundPath, NbdSockets, tcp_door};
+use super::tls::TlsConfig;
 
 /// How to start a server.
 #[derive(Clone, Debug)]
@@ -114,39 +111,6 @@ pub struct NbdExport {
     pub read_only: bool,
 }
 
-/// The sockets on which a server listens. Clients that connect before one serves them wait.
-#[derive(Default)]
-pub struct NbdSockets {
-    /// The Unix socket.
-    pub unix: Option<OwnedFd>,
-    /// The TCP socket.
-    pub tcp: Option<OwnedFd>,
-}
-
-impl NbdSockets {
-    /// Opens what a configuration asks for.
-    pub fn open(config: &NbdConfig) -> Result<Self, NbdServerError> {
-        let mut sockets = Self::default();
-        sockets.open_missing(config)?;
-        Ok(sockets)
-    }
-
-    /// Opens what a configuration asks for and is not here yet; lets go of what it does not ask for.
-    pub fn open_missing(&mut self, config: &NbdConfig) -> Result<(), NbdServerError> {
-        match (&config.tcp, &self.tcp) {
-            (Some(tcp), None) => self.tcp = Some(tcp_socket(tcp)?),
-            (None, _) => self.tcp = None,
-            _ => {}
-        }
-        match (&config.unix, &self.unix) {
-            (Some(path), None) => self.unix = Some(unix_socket(path)?),
-            (None, _) => self.unix = None,
-            _ => {}
-        }
-        Ok(())
-    }
-}
-
 /// A running server. Dropping it shuts it down.
 pub struct NbdServer {
     registry: Arc<Registry>,
@@ -156,7 +120,7 @@ pub struct NbdServer {
     leaving: Arc<AtomicBool>,
     stopping: Arc<AtomicBool>,
     ended: Arc<AtomicBool>,
-    extents: Option<JoinHandle<()>>,
+    askers: Arc<Askers>,
     unix: Option<BoundPath>,
     tcp_addr: Option<SocketAddr>,
 }
@@ -185,13 +149,12 @@ impl NbdServer {
         let unix = match (unix, &config.unix) {
             (Some(socket), Some(path)) => {
                 doors.push(Door { socket, tls: None });
-                Some(BoundPath::new(path).map_err(|source| listen_error(path, source))?)
+                BoundPath::new(path)
             }
             _ => None,
         };
         let listener_waker = Arc::new(Waker::new()?);
         let reaper = Arc::new(Reaper::new(listener_waker.clone()));
-        let (extents_sender, extents) = extents::start()?;
         let mut server = Self {
             registry: Arc::default(),
             queues: Vec::new(),
@@ -200,7 +163,7 @@ impl NbdServer {
             leaving: Arc::default(),
             stopping: Arc::default(),
             ended: Arc::default(),
-            extents: Some(extents),
+            askers: Arc::default(),
             unix,
             tcp_addr,
         };
@@ -213,11 +176,11 @@ impl NbdServer {
             let waker = Arc::new(Waker::new()?);
             let shared = Arc::new(QueueShared::new(waker.clone()));
             let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).map_err(std::io::Error::from)?;
-            let (for_queue, reaper, sender) =
-                (shared.clone(), reaper.clone(), extents_sender.clone());
+            let (for_queue, reaper, askers) =
+                (shared.clone(), reaper.clone(), server.askers.clone());
             let at_work = at_work.beside();
             let handle = spawn_queue(&format!("nbd-{index}"), waker, move || {
-                Queue::new(for_queue, reaper, at_work, epoll, sender)
+                Queue::new(for_queue, reaper, at_work, epoll, askers)
             })?;
             server.queues.push((shared, handle));
         }
@@ -327,14 +290,12 @@ impl NbdServer {
         }
         self.ended.store(true, Ordering::Release);
         self.listener_waker.wake();
-        for thread in [self.listener.take(), self.extents.take()]
-            .into_iter()
-            .flatten()
+        if let Some(listener) = self.listener.take()
+            && listener.join().is_err()
         {
-            if thread.join().is_err() {
-                tracing::error!("an NBD thread has panicked");
-            }
+            tracing::error!("the NBD listener has panicked");
         }
+        self.askers.end();
     }
 }
 
@@ -351,105 +312,5 @@ fn check_name(name: &str) -> Result<(), NbdServerError> {
     Ok(())
 }
 
-fn tcp_socket(config: &TcpConfig) -> Result<OwnedFd, NbdServerError> {
-    let failed = |source| NbdServerError::Listen {
-        address: config.addr.to_string(),
-        source,
-    };
-    if config.tls.is_none() && !config.addr.ip().is_loopback() {
-        return Err(NbdServerError::TlsRequired(config.addr));
-    }
-    if let Some(tls) = &config.tls {
-        // What is wrong with the files is told before anybody can connect.
-        tls::load(tls)?;
-    }
-    let socket = TcpListener::bind(config.addr).map_err(failed)?;
-    socket.set_nonblocking(true).map_err(failed)?;
-    Ok(socket.into())
-}
-
-fn tcp_door(config: &TcpConfig, socket: OwnedFd) -> Result<(Door, SocketAddr), NbdServerError> {
-    let tls = config.tls.as_ref().map(tls::load).transpose()?;
-    let socket = TcpListener::from(socket);
-    let addr = socket
-        .local_addr()
-        .map_err(|source| NbdServerError::Listen {
-            address: config.addr.to_string(),
-            source,
-        })?;
-    let anybody = config
-        .tls
-        .as_ref()
-        .is_some_and(|tls| tls.client_authorities.is_none());
-    if anybody && !addr.ip().is_loopback() {
-        tracing::warn!(%addr, "NBD: without client authorities whoever reaches this address may write");
-    }
-    let socket = socket.into();
-    Ok((Door { socket, tls }, addr))
-}
-
-fn listen_error(path: &Path, source: std::io::Error) -> NbdServerError {
-    NbdServerError::Listen {
-        address: path.display().to_string(),
-        source,
-    }
-}
-
-fn unix_socket(path: &Path) -> Result<OwnedFd, NbdServerError> {
-    let failed = |source: std::io::Error| listen_error(path, source);
-    clear_path(path)?;
-    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)
-        .map_err(|error| failed(error.into()))?;
-    let address = SocketAddrUnix::new(path).map_err(|error| failed(error.into()))?;
-    rustix::net::bind(&socket, &address).map_err(|error| failed(error.into()))?;
-    // Nobody can connect before `listen`, so there is no moment at which the socket is open to others.
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).map_err(failed)?;
-    rustix::net::listen(&socket, BACKLOG).map_err(|error| failed(error.into()))?;
-    Ok(socket)
-}
-
-/// Removes the socket of a server that is gone.
-fn clear_path(path: &Path) -> Result<(), NbdServerError> {
-    let Ok(found) = std::fs::symlink_metadata(path) else {
-        return Ok(());
-    };
-    if !found.file_type().is_socket() {
-        return Err(NbdServerError::NotASocket(path.to_owned()));
-    }
-    match UnixStream::connect(path) {
-        Err(error) if error.kind() == std::io::ErrorKind::ConnectionRefused => {
-            let _ = std::fs::remove_file(path);
-            Ok(())
-        }
-        _ => Err(NbdServerError::SocketInUse(path.to_owned())),
-    }
-}
-
-/// A path we have bound, with what tells it from a successor's.
-struct BoundPath {
-    path: PathBuf,
-    identity: (u64, u64),
-}
-
-impl BoundPath {
-    fn new(path: &Path) -> std::io::Result<Self> {
-        let found = std::fs::symlink_metadata(path)?;
-        Ok(Self {
-            path: path.to_owned(),
-            identity: (found.dev(), found.ino()),
-        })
-    }
-
-    fn unlink(self) {
-        let ours = std::fs::symlink_metadata(&self.path)
-            .is_ok_and(|found| (found.dev(), found.ino()) == self.identity);
-        if ours && let Err(error) = std::fs::remove_file(&self.path) {
-            tracing::warn!(path = %self.path.display(), %error, "NBD socket not removed");
-        }
-    }
-}
-
 const NAME_BYTES_MAX: usize = 4096;
-const BACKLOG: i32 = 128;
 const LEAVE_LOOK: Duration = Duration::from_millis(1);

@@ -9,7 +9,7 @@ use zerocopy::IntoBytes;
 use super::abi::{ControlCommand, DeviceInfo, STATE_DEAD, control};
 use super::driver::{Driver, Kernel};
 use super::{block_path, device::FEATURES_NEEDED};
-use crate::openers;
+use crate::mounts;
 
 /// Devices of an earlier daemon with the same run directory, deleted; and mounts that still lie on them. Never while
 /// a daemon of this run directory lives.
@@ -21,7 +21,7 @@ pub(crate) fn clean_stale(run_dir: &Path) -> (Vec<PathBuf>, Vec<PathBuf>) {
     if deleted.is_empty() {
         return Default::default();
     }
-    let mut mounts: Vec<_> = openers::all_mounts()
+    let mut mounts: Vec<_> = mounts::all()
         .into_iter()
         .flat_map(|(_, mounts)| mounts)
         .filter(|mount| deleted.contains(&mount.source))
