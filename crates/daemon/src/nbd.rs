@@ -21,7 +21,8 @@ pub(crate) struct Nbd {
     sockets: NbdSockets,
 }
 
-/// Its sockets: the last daemon's where the configuration still wants them, or new ones; the keeper gets them, and lets go of the others. `None` when the configuration wants no NBD.
+/// Its sockets: the last daemon's where the configuration still wants them, or new ones; the keeper gets them, and lets go of the
+/// others. `None` when the configuration wants no NBD.
 ///
 /// # Errors
 /// [`RunError::Nbd`] when a socket or a certificate cannot be had.
