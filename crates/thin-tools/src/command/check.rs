@@ -12,7 +12,7 @@ use super::options::{input_arg, json_arg, metadata_snap_arg, quiet_arg};
 use super::output::{print, print_beside, tell};
 use super::{Invocation, Parsed, metadata_snap_choice, parse};
 use crate::check::{Depth, Report, check, clear_needs_check, fix_leaks};
-use crate::{Access, Image, RootChoice, ToolError};
+use crate::{Access, RootChoice, ToolError};
 
 /// Findings that the text lists.
 const LISTED_MAX: usize = 100;
@@ -109,10 +109,9 @@ impl Options {
     }
 
     fn access(&self) -> Access {
-        match (self.choice, self.changes()) {
-            (RootChoice::MetadataSnap(_), _) => Access::ReadLive,
-            (RootChoice::Live, true) => Access::Write,
-            (RootChoice::Live, false) => Access::Read,
+        match self.changes() {
+            true => Access::Write,
+            false => Access::of(self.choice),
         }
     }
 }
@@ -158,7 +157,7 @@ pub(super) fn run(call: &Invocation<'_>) -> i32 {
 }
 
 fn perform(call: &Invocation<'_>, path: &Path, options: &Options) -> Result<bool, ToolError> {
-    let image = Arc::new(Image::open(path, options.access())?);
+    let image = Arc::new(call.image(path, options.access())?);
     let named = |error| ToolError::Metadata(error).on(path);
     let quiet = options.quiet || options.json;
     let mut outcome = check(&image, options.choice, options.depth, quiet);

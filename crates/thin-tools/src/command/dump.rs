@@ -75,7 +75,7 @@ fn command() -> Command {
 fn perform(call: &Invocation<'_>, matches: &ArgMatches) -> Result<(), ToolError> {
     let quiet = matches.get_flag("quiet");
     let opened = match matches.get_flag("repair") {
-        true => open_repaired(matches, quiet)?,
+        true => open_repaired(call, matches, quiet)?,
         false => open(call, matches)?,
     };
     let options = DumpOptions {
@@ -102,7 +102,7 @@ fn perform(call: &Invocation<'_>, matches: &ArgMatches) -> Result<(), ToolError>
                 opened.path.display()
             )));
         }
-        Some(path) => to_file(path, write),
+        Some(path) => to_file(call, path, write),
         None => to_stdout(write),
     };
     written.map_err(|error| error.on(&opened.path))

@@ -11,6 +11,7 @@ use super::host::{Input, LivePool};
 use super::options::overrides;
 use super::output::tell;
 use super::{Invocation, metadata_snap_choice};
+use crate::claim::Claimed;
 use crate::repair::{RepairOptions, repair};
 use crate::{Access, Image, RootChoice, Source, ToolError};
 
@@ -36,7 +37,7 @@ pub(super) fn open(call: &Invocation<'_>, matches: &ArgMatches) -> Result<Opened
         .map_or("", String::as_str);
     match Input::find(call.host, word).map_err(ToolError::Refused)? {
         Input::Path(path) => Ok(Opened {
-            source: Source::open(&path, metadata_snap_choice(matches))?,
+            source: call.source(&path, metadata_snap_choice(matches))?,
             path,
             _pool: None,
             _copy: None,
@@ -55,13 +56,17 @@ pub(super) fn open(call: &Invocation<'_>, matches: &ArgMatches) -> Result<Opened
 
 /// Opens a repaired copy of the argument `input`, which is only read. The copy lies in the directory for temporary
 /// files and takes about as much room as the metadata in use.
-pub(super) fn open_repaired(matches: &ArgMatches, quiet: bool) -> Result<Opened, ToolError> {
+pub(super) fn open_repaired(
+    call: &Invocation<'_>,
+    matches: &ArgMatches,
+    quiet: bool,
+) -> Result<Opened, ToolError> {
     let path = Path::new(
         matches
             .get_one::<String>("input")
             .map_or("", String::as_str),
     );
-    let input = Image::open(path, Access::Read)?;
+    let input = call.image(path, Access::Read)?;
     let failed = |source| ToolError::File {
         path: std::env::temp_dir(),
         action: "cannot hold a repaired copy",
@@ -98,8 +103,9 @@ pub(super) fn open_repaired(matches: &ArgMatches, quiet: bool) -> Result<Opened,
     })
 }
 
-/// Runs `write` on a new file at `path`.
+/// Runs `write` on a new file at `path`, or on a device.
 pub(super) fn to_file(
+    call: &Invocation<'_>,
     path: &Path,
     write: impl FnOnce(&mut dyn Write) -> Result<(), ToolError>,
 ) -> Result<(), ToolError> {
@@ -110,8 +116,10 @@ pub(super) fn to_file(
             source,
         }
     };
-    let file = std::fs::File::create(path).map_err(failed("cannot be created"))?;
-    let mut out = io::BufWriter::new(file);
+    call.refuse_used(path, Access::Write)?;
+    let file = Claimed::create(path)?;
+    file.clear().map_err(failed("cannot be emptied"))?;
+    let mut out = io::BufWriter::new(&*file);
     write(&mut out).map_err(|error| match error {
         ToolError::Output(source) => failed("cannot be written")(source),
         other => other,
