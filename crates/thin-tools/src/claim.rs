@@ -29,8 +29,8 @@ pub(crate) struct Claimed {
 impl Claimed {
     /// Opens what is at `path`, which must exist.
     pub(crate) fn open(path: &Path, access: Access) -> Result<Self, ImageError> {
-        let stat = std::fs::metadata(path)
-            .map_err(|source| system(path, "cannot be opened", source.into()))?;
+        let stat =
+            std::fs::metadata(path).map_err(|source| system(path, "cannot be opened", source))?;
         let is_block = stat.file_type().is_block_device();
         if !is_block && !stat.is_file() {
             let path = path.to_owned();

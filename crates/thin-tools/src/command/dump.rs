@@ -78,6 +78,9 @@ fn perform(call: &Invocation<'_>, matches: &ArgMatches) -> Result<(), ToolError>
         true => open_repaired(call, matches, quiet)?,
         false => open(call, matches)?,
     };
+    let mut overrides = overrides(matches);
+    // Else the text could not be restored as it is.
+    overrides.nr_data_blocks = (overrides.nr_data_blocks).or(opened.pool_data_blocks());
     let options = DumpOptions {
         dev_ids: matches
             .get_many::<u64>("dev-id")
@@ -85,7 +88,7 @@ fn perform(call: &Invocation<'_>, matches: &ArgMatches) -> Result<(), ToolError>
             .unwrap_or_default(),
         skip_mappings: matches.get_flag("skip-mappings"),
         quiet,
-        overrides: overrides(matches),
+        overrides,
     };
     let format = match matches.get_flag("json") {
         true => "json",

@@ -2,6 +2,7 @@
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use clap::ArgMatches;
 use tempfile::NamedTempFile;
@@ -25,9 +26,15 @@ pub(super) struct Opened {
     /// The device or file that was asked for, or the pool's metadata device.
     pub path: PathBuf,
     /// Gives the metadata snapshot back when dropped, after the source.
-    _pool: Option<Box<dyn LivePool>>,
-    /// The repaired copy that is read, gone when dropped.
-    _copy: Option<NamedTempFile>,
+    pool: Option<Box<dyn LivePool>>,
+}
+
+impl Opened {
+    /// The size of a running pool's data device, which its metadata snapshot does not tell.
+    pub(super) fn pool_data_blocks(&self) -> Option<u64> {
+        let live = self.source.live_superblock();
+        self.pool.as_ref().map(|_| live.data_space_map.nr_blocks)
+    }
 }
 
 /// Opens the argument `input`: a device, a file, or a running pool by its name.
@@ -39,16 +46,14 @@ pub(super) fn open(call: &Invocation<'_>, matches: &ArgMatches) -> Result<Opened
         Input::Path(path) => Ok(Opened {
             source: call.source(&path, metadata_snap_choice(matches))?,
             path,
-            _pool: None,
-            _copy: None,
+            pool: None,
         }),
         Input::Pool(pool) => {
             let choice = RootChoice::MetadataSnap(Some(pool.held_root()));
             Ok(Opened {
                 source: Source::open(pool.metadata(), choice)?,
                 path: pool.metadata().to_owned(),
-                _pool: Some(pool),
-                _copy: None,
+                pool: Some(pool),
             })
         }
     }
@@ -82,6 +87,8 @@ pub(super) fn open_repaired(
         .set_len(blocks * META_BLOCK_SIZE as u64)
         .map_err(failed)?;
     let output = Image::open(copy.path(), Access::Write)?;
+    // Without a name it is gone with this process, however that ends.
+    copy.close().map_err(failed)?;
     let overrides = overrides(matches);
     let options = RepairOptions {
         transaction_id: overrides.transaction_id,
@@ -94,12 +101,10 @@ pub(super) fn open_repaired(
         // Beside the text, which is all that standard output may hold.
         tell(&report);
     }
-    drop(output);
     Ok(Opened {
-        source: Source::open(copy.path(), RootChoice::Live)?,
+        source: Source::of(Arc::new(output), RootChoice::Live)?,
         path: path.to_owned(),
-        _pool: None,
-        _copy: Some(copy),
+        pool: None,
     })
 }
 
