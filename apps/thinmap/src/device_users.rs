@@ -29,7 +29,9 @@ pub fn user_of(device: &ServedDevice, own_run_dir: &Path) -> Option<String> {
     let name = format!("thinmap's daemon in {}", run_dir.display());
     match receiver.recv_timeout(PATIENCE) {
         Ok(Ok(Answer::Users(0))) => None,
-        Ok(Ok(Answer::Users(users))) => Some(format!("{name}, which counts {users} users of it")),
+        Ok(Ok(Answer::Users(users))) => Some(format!(
+            "a table, a mount or a program (open count {users}, says {name})"
+        )),
         Ok(Ok(Answer::Unknown)) => {
             is_certain.then(|| format!("{name}, maybe, which knows no such device any more"))
         }
