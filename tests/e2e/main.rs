@@ -35,6 +35,7 @@ mod spin;
 mod start;
 mod test_targets;
 mod thin_tools;
+mod tools_in_use;
 mod uring;
 mod user;
 mod verify;

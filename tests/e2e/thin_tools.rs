@@ -1,6 +1,8 @@
 //! The thin tools of the binary: under their names, by verb, on images and on a running pool.
 
-use crate::world::{World, can_make_block_devices, thinmap};
+use std::os::unix::process::ExitStatusExt;
+
+use crate::world::{Ended, World, can_make_block_devices, thinmap};
 
 /// An image with two volumes that share, made by thin_restore, in `meta.img`.
 fn image(world: &World) {
@@ -218,5 +220,65 @@ fn a_running_pool_is_read_by_its_name() {
     assert!(error.contains("nobody"), "{error}");
 
     world.sh("dmsetup remove_all; thinmap dump meta.img >still.xml; thin_dump meta.img | cmp - still.xml");
+    world.end();
+}
+
+#[test]
+fn a_snapshot_tells_its_own_transaction_and_a_running_pools_text_can_be_restored() {
+    let name = "a_snapshot_tells_its_own_transaction_and_a_running_pools_text_can_be_restored";
+    if !can_make_block_devices(name) {
+        return;
+    }
+    let world = World::new();
+    world.make_pool("64M", "");
+    world.make_thin(1, "one", 16_384);
+    world.sh(
+        "dd if=/dev/urandom of=$M/one bs=64K count=20 oflag=direct conv=fsync status=none
+         dmsetup message pool 0 'set_transaction_id 0 7'; dmsetup message pool 0 reserve_metadata_snap
+         dmsetup message pool 0 'set_transaction_id 7 8'",
+    );
+    for check in ["thinmap check -m", "thinmap check --super-block-only -m"] {
+        let said = world.sh(&format!("{check} meta.img"));
+        assert!(said.contains("transaction id 7\n"), "{said}");
+        let said = world.sh(&format!("{check} --json meta.img"));
+        assert!(said.contains("\"transaction_id\": 7"), "{said}");
+    }
+    let text = world.sh(
+        "dmsetup message pool 0 release_metadata_snap; thinmap dump pool > pool.xml; truncate -s 16M new.img
+         thinmap restore -q -i pool.xml -o new.img; thin_check -q new.img; head -1 pool.xml",
+    );
+    assert!(text.contains("nr_data_blocks=\"1024\""), "{text}");
+    // A device that cannot be read is not damaged metadata.
+    world.sh("printf \"0 8 linear $PWD/new.img 0\n8 32760 error\n\" | dmsetup create bad");
+    let output = world.try_sh("thinmap check $M/bad");
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(said.contains("kernel's log"), "{said}");
+    world.sh("dmsetup remove bad; dmsetup remove one; dmsetup remove pool");
+    world.end();
+}
+
+#[test]
+fn a_command_that_is_told_to_end_gives_the_metadata_snapshot_back() {
+    if !can_make_block_devices("a_command_that_is_told_to_end_gives_the_metadata_snapshot_back") {
+        return;
+    }
+    let world = World::new();
+    world.make_pool("64M", "");
+    world.sh("mkfifo text");
+    let status = || world.sh("dmsetup status pool");
+    for (signal, number) in [("HUP", 1), ("INT", 2), ("TERM", 15)] {
+        // Waits for a reader with the snapshot in hand. The tests' own runner may ignore signals.
+        let words = ["--default-signal", "thinmap", "dump", "-o", "text", "pool"];
+        let dump = world.command("env").args(words).spawn().expect("env runs");
+        let mut dump = Ended(dump);
+        while status().contains(" - rw ") {
+            assert!(dump.0.try_wait().expect("wait").is_none(), "ended early");
+        }
+        world.sh(&format!("kill -{signal} {}", dump.0.id()));
+        let ended = dump.0.wait().expect("wait");
+        assert_eq!(ended.signal(), Some(number), "{ended}");
+        assert!(status().contains(" - rw "), "{signal}: {}", status());
+    }
+    world.sh("dmsetup remove pool");
     world.end();
 }

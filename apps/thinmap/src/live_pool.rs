@@ -2,9 +2,14 @@
 //!
 //! A snapshot that somebody else holds is left alone: the pool is refused then, for there is only one.
 
+use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::time::Duration;
 
 use anyhow::{Context, bail};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
 use thinmap_control::native::{NativeRequest, NativeResponse};
 use thinmap_control::{
     CallError, Client, DeviceSelector, Request, Response, StatusKind, StatusQuery, TableLine,
@@ -13,12 +18,69 @@ use thinmap_control::{
 use thinmap_thin_tools::command::LivePool;
 use thinmap_units::{DevNo, DmName, Sector};
 
+/// How long a signal may wait for the daemon.
+const PATIENCE: Duration = Duration::from_secs(5);
+
 /// A running pool's metadata snapshot.
 pub struct HeldPool {
-    client: Client,
-    name: DmName,
+    snapshot: Arc<Snapshot>,
     metadata: PathBuf,
     held_root: u64,
+}
+
+/// What must be given back, once: at the end, or on the signal that ends the command.
+struct Snapshot {
+    name: DmName,
+    /// `None` when there is nothing to give back.
+    client: Mutex<Option<Client>>,
+}
+
+impl Snapshot {
+    fn release(&self) {
+        let mut client = self.client.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(mut client) = client.take() else {
+            return;
+        };
+        if let Err(error) = message(&mut client, &self.name, "release_metadata_snap") {
+            let why = match error.text() {
+                text if text.is_empty() => io::Error::from_raw_os_error(error.errno()).to_string(),
+                text => text,
+            };
+            eprintln!(
+                "thinmap: the metadata snapshot of {name} may still be held ({why}): release it with \
+                 dmsetup message {name} 0 release_metadata_snap",
+                name = self.name
+            );
+        }
+    }
+
+    /// Releases on a signal too, which then ends the command as it would have.
+    fn release_on_signals(self: &Arc<Self>) -> io::Result<()> {
+        let ends = [SIGHUP, SIGINT, SIGTERM].into_iter();
+        let mut signals = Signals::new(ends.filter(|signal| !is_ignored(*signal)))?;
+        let snapshot = self.clone();
+        std::thread::spawn(move || {
+            if let Some(signal) = signals.forever().next() {
+                let (done, is_done) = mpsc::channel();
+                std::thread::spawn(move || {
+                    snapshot.release();
+                    done.send(())
+                });
+                // A daemon that hangs must not keep the command.
+                let _ = is_done.recv_timeout(PATIENCE);
+                let _ = signal_hook::low_level::emulate_default_handler(signal);
+            }
+        });
+        Ok(())
+    }
+}
+
+/// Whether who started this program wants it to outlive the signal (nohup).
+fn is_ignored(signal: i32) -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|l| l.strip_prefix("SigIgn:"));
+    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    mask.is_some_and(|mask| mask >> (signal - 1) & 1 == 1)
 }
 
 impl LivePool for HeldPool {
@@ -33,13 +95,7 @@ impl LivePool for HeldPool {
 
 impl Drop for HeldPool {
     fn drop(&mut self) {
-        if let Err(error) = message(&mut self.client, &self.name, "release_metadata_snap") {
-            eprintln!(
-                "thinmap: the metadata snapshot of {} is still held ({error}): release it with \
-                 dmsetup message {} 0 release_metadata_snap",
-                self.name, self.name
-            );
-        }
+        self.snapshot.release();
     }
 }
 
@@ -83,18 +139,31 @@ fn hold_pool(mut client: Client, name: DmName, table: &[TableLine]) -> anyhow::R
             metadata.display()
         );
     }
+    let snapshot = Arc::new(Snapshot {
+        name: name.clone(),
+        client: Mutex::new(None),
+    });
+    // A signal from here on waits until it is known whether there is something to give back.
+    let mut held = snapshot
+        .client
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner);
+    snapshot
+        .release_on_signals()
+        .context("signals cannot be caught")?;
     message(&mut client, &name, "reserve_metadata_snap")
         .with_context(|| format!("pool {name}: a metadata snapshot cannot be taken"))?;
-    let mut held = HeldPool {
-        client,
-        name,
+    let found = held_root(&mut client, &name);
+    *held = Some(client);
+    drop(held);
+    let mut pool = HeldPool {
+        snapshot,
         metadata,
         held_root: 0,
     };
-    let name = held.name.clone();
-    held.held_root = held_root(&mut held.client, &name)?
+    pool.held_root = found?
         .with_context(|| format!("pool {name} lost its metadata snapshot: somebody released it"))?;
-    Ok(held)
+    Ok(pool)
 }
 
 /// The live table of a device, or its status.

@@ -4,6 +4,7 @@
 
 mod daemon_command;
 mod daemon_start;
+mod device_users;
 mod dmsetup;
 mod install_shim;
 mod live_pool;

@@ -6,10 +6,11 @@ use std::os::fd::AsFd;
 use std::path::Path;
 
 use anyhow::bail;
+use thinmap_thin_tools::ServedDevice;
 use thinmap_thin_tools::command::{self, Host, Invocation, LivePool, TOOLS, Tool};
 
-use crate::live_pool;
 use crate::run_paths::RunPaths;
+use crate::{device_users, live_pool};
 
 /// The list of tools for `thinmap --help`.
 pub fn list() -> String {
@@ -68,5 +69,9 @@ impl Host for DaemonHost<'_> {
 
     fn discard(&self, device: &File, from: u64, len: u64) -> io::Result<()> {
         thinmap_runtime::discard_block_range(device.as_fd(), from, len)
+    }
+
+    fn user_of(&self, device: &ServedDevice) -> Option<String> {
+        device_users::user_of(device, &self.paths.run_dir)
     }
 }

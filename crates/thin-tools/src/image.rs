@@ -1,19 +1,17 @@
 //! A metadata device as a tool opens it: a plain file or a block device of the host.
 //!
-//! INVARIANT: an image that is opened with [`Access::Read`] or [`Access::Write`] is nobody else's meanwhile:
-//! a block device is claimed, a file is locked (thinmap's daemon locks its own), and a file that a loop
-//! device stands on is refused. [`Access::ReadLive`] claims nothing, and is for metadata snapshots, whose
-//! blocks do not change.
+//! INVARIANT: an image that is opened with [`Access::Read`] or [`Access::Write`] is nobody else's meanwhile, as `claim`
+//! finds it. [`Access::ReadLive`] claims nothing, and is for metadata snapshots, whose blocks do not change.
 
-use std::fs::File;
 use std::io;
-use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FlockOperation, Mode, OFlags};
-use rustix::io::Errno;
 use thinmap_persistent_data::{Block4k, META_BLOCK_SIZE, MetadataDevice};
 use thinmap_units::MetaBlock;
+
+use crate::RootChoice;
+use crate::claim::Claimed;
 
 /// Blocks that one request reads or writes at most (1 MiB).
 pub const RUN_BLOCKS_MAX: usize = 256;
@@ -31,6 +29,16 @@ pub enum Access {
     Write,
 }
 
+impl Access {
+    /// What reading by `choice` takes.
+    pub(crate) fn of(choice: RootChoice) -> Self {
+        match choice {
+            RootChoice::Live => Self::Read,
+            RootChoice::MetadataSnap(_) => Self::ReadLive,
+        }
+    }
+}
+
 /// Why an image cannot be opened. Each names the path.
 #[derive(Debug, thiserror::Error)]
 pub enum ImageError {
@@ -45,14 +53,14 @@ pub enum ImageError {
         source: io::Error,
     },
     /// Somebody else has it.
-    #[error(
-        "{path}: in use by {user}; stop the pool first, or take a metadata snapshot and read that (--metadata-snap)"
-    )]
+    #[error("{path}: in use by {user}; {}", way_out(*access))]
     Busy {
         /// The file.
         path: PathBuf,
         /// Who, as far as it can be told.
         user: String,
+        /// What the tool meant to do with it.
+        access: Access,
     },
     /// Neither a regular file nor a block device.
     #[error("{path}: neither a block device nor a regular file")]
@@ -68,10 +76,20 @@ pub enum ImageError {
     },
 }
 
+/// What to do about a device in use.
+fn way_out(access: Access) -> &'static str {
+    match access {
+        Access::Write => "stop its pool or close it first",
+        Access::Read | Access::ReadLive => {
+            "stop the pool first, or take a metadata snapshot and read that (--metadata-snap)"
+        }
+    }
+}
+
 /// An open image.
 #[derive(Debug)]
 pub struct Image {
-    file: File,
+    file: Claimed,
     path: PathBuf,
     blocks: u64,
 }
@@ -89,21 +107,8 @@ impl Image {
                 source,
             }
         };
-        let stat = std::fs::metadata(path).map_err(system("cannot be opened"))?;
-        let is_block = stat.file_type().is_block_device();
-        if !is_block && !stat.is_file() {
-            let path = path.to_owned();
-            return Err(ImageError::NotBlock { path });
-        }
-        let file = open_and_claim(path, access, is_block)?;
-        if !is_block
-            && access != Access::ReadLive
-            && let Some(user) = loop_device_on(&stat)
-        {
-            let path = path.to_owned();
-            return Err(ImageError::Busy { path, user });
-        }
-        let end = rustix::fs::seek(&file, rustix::fs::SeekFrom::End(0))
+        let file = Claimed::open(path, access)?;
+        let end = rustix::fs::seek(&*file, rustix::fs::SeekFrom::End(0))
             .map_err(|e| system("size")(e.into()))?;
         let blocks = end / META_BLOCK_SIZE as u64;
         if blocks == 0 {
@@ -203,71 +208,6 @@ fn offset(block: u64) -> io::Result<u64> {
         .ok_or_else(|| io::ErrorKind::InvalidInput.into())
 }
 
-fn open_and_claim(path: &Path, access: Access, is_block: bool) -> Result<File, ImageError> {
-    let system = |action, errno: Errno| ImageError::System {
-        path: path.to_owned(),
-        action,
-        source: errno.into(),
-    };
-    let busy = |user: &str| ImageError::Busy {
-        path: path.to_owned(),
-        user: user.to_owned(),
-    };
-    let mut flags = match access {
-        Access::Write => OFlags::RDWR,
-        Access::Read | Access::ReadLive => OFlags::RDONLY,
-    } | OFlags::CLOEXEC;
-    if is_block && access != Access::ReadLive {
-        flags |= OFlags::EXCL;
-    }
-    let fd = rustix::fs::open(path, flags, Mode::empty()).map_err(|errno| match errno {
-        Errno::BUSY => busy("a pool, a mount or another program that claims the device"),
-        errno => system("cannot be opened", errno),
-    })?;
-    let lock = match access {
-        Access::ReadLive => None,
-        Access::Read => Some(FlockOperation::NonBlockingLockShared),
-        Access::Write => Some(FlockOperation::NonBlockingLockExclusive),
-    };
-    if let Some(lock) = lock.filter(|_| !is_block) {
-        match rustix::fs::flock(&fd, lock) {
-            Ok(()) => {}
-            Err(Errno::WOULDBLOCK) => {
-                return Err(busy("a pool or another tool that has it locked"));
-            }
-            Err(errno) => return Err(system("cannot be locked", errno)),
-        }
-    }
-    Ok(File::from(fd))
-}
-
-impl Drop for Image {
-    fn drop(&mut self) {
-        // A process that another thread forks meanwhile holds the lock too, until it executes its program.
-        let _ = rustix::fs::flock(&self.file, FlockOperation::Unlock);
-    }
-}
-
-/// The loop device that stands on the file, by sysfs: another way to change it that no lock tells of.
-fn loop_device_on(stat: &std::fs::Metadata) -> Option<String> {
-    let devices = std::fs::read_dir("/sys/block").ok()?;
-    for device in devices.flatten() {
-        let Ok(backing) = std::fs::read_to_string(device.path().join("loop/backing_file")) else {
-            continue;
-        };
-        let Ok(other) = std::fs::metadata(backing.trim_end_matches('\n')) else {
-            continue;
-        };
-        if (other.dev(), other.ino()) == (stat.dev(), stat.ino()) {
-            return Some(format!(
-                "the loop device /dev/{}",
-                device.file_name().to_string_lossy()
-            ));
-        }
-    }
-    None
-}
-
 impl MetadataDevice for Image {
     fn size(&self) -> MetaBlock {
         MetaBlock(self.blocks)
@@ -324,28 +264,6 @@ mod tests {
         let file = tempfile::NamedTempFile::new().expect("file");
         file.as_file().set_len(blocks * 4096).expect("size");
         file
-    }
-
-    #[test]
-    fn a_file_in_use_is_refused_but_for_a_metadata_snapshot() {
-        let file = file_of(10);
-        let first = Image::open(file.path(), Access::Write).expect("first");
-        let refused = Image::open(file.path(), Access::Read).expect_err("locked");
-        assert!(matches!(refused, ImageError::Busy { .. }), "{refused}");
-        assert!(Image::open(file.path(), Access::ReadLive).is_ok());
-        drop(first);
-        let _reader = Image::open(file.path(), Access::Read).expect("free again");
-        assert!(Image::open(file.path(), Access::Read).is_ok());
-        assert!(Image::open(file.path(), Access::Write).is_err());
-    }
-
-    #[test]
-    fn a_descriptor_that_a_fork_took_along_does_not_keep_a_closed_image() {
-        let file = file_of(10);
-        let first = Image::open(file.path(), Access::Write).expect("first");
-        let _forked = first.file.try_clone().expect("descriptor");
-        drop(first);
-        Image::open(file.path(), Access::Write).expect("free again");
     }
 
     #[test]

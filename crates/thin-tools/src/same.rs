@@ -2,10 +2,10 @@
 
 use std::fs::Metadata;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-/// Loop devices on loop devices that are followed.
-const DEPTH_MAX: usize = 8;
+use crate::loops::{DEPTH_MAX, backing_path};
+use crate::mounts::Mounts;
 
 /// What a path stands for.
 #[derive(PartialEq, Eq, Debug)]
@@ -14,16 +14,24 @@ enum Storage {
     File(u64, u64),
     /// A block device that is no loop device.
     Block(u64),
+    /// The file of a server that is not asked, by the kernel's name for it.
+    Served(PathBuf),
 }
 
 /// Whether what is written to one path changes what is read from the other. A path that leads nowhere is like no other.
 pub(crate) fn is_same(one: &Path, other: &Path) -> bool {
-    let storage = |path: &Path| storage_of(&std::fs::metadata(path).ok()?);
-    storage(one).is_some_and(|one| storage(other) == Some(one))
+    let (Ok(one), Ok(other)) = (std::fs::metadata(one), std::fs::metadata(other)) else {
+        return false;
+    };
+    // A file on a file system of neither is not the other path's, so its server need not be asked.
+    let answered = [one.dev(), other.dev()];
+    let storage = storage_of(one, &answered);
+    storage.is_some() && storage == storage_of(other, &answered)
 }
 
-fn storage_of(stat: &Metadata) -> Option<Storage> {
-    let mut stat = stat.clone();
+fn storage_of(stat: Metadata, answered: &[u64]) -> Option<Storage> {
+    let mounts = Mounts::read();
+    let mut stat = stat;
     for _ in 0..DEPTH_MAX {
         let kind = stat.file_type();
         if kind.is_file() {
@@ -32,20 +40,18 @@ fn storage_of(stat: &Metadata) -> Option<Storage> {
         if !kind.is_block_device() {
             return None;
         }
-        match backing_file(stat.rdev()) {
-            Some(file) => stat = file,
-            None => return Some(Storage::Block(stat.rdev())),
+        let Some(path) = backing_path(stat.rdev()) else {
+            return Some(Storage::Block(stat.rdev()));
+        };
+        if mounts.is_served(&path, answered) {
+            return Some(Storage::Served(path));
+        }
+        match std::fs::metadata(&path) {
+            Ok(below) => stat = below,
+            Err(_) => return Some(Storage::Block(stat.rdev())),
         }
     }
     None
-}
-
-/// The file that a loop device stands on.
-fn backing_file(device: u64) -> Option<Metadata> {
-    let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
-    let link = format!("/sys/dev/block/{major}:{minor}/loop/backing_file");
-    let path = std::fs::read_to_string(link).ok()?;
-    std::fs::metadata(path.trim_end_matches('\n')).ok()
 }
 
 #[cfg(test)]

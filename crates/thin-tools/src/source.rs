@@ -35,11 +35,7 @@ impl Source {
     /// # Errors
     /// The image cannot be opened, the chosen superblock not used.
     pub fn open(path: &Path, choice: RootChoice) -> Result<Self, ToolError> {
-        let access = match choice {
-            RootChoice::Live => Access::Read,
-            RootChoice::MetadataSnap(_) => Access::ReadLive,
-        };
-        let image = Arc::new(Image::open(path, access)?);
+        let image = Arc::new(Image::open(path, Access::of(choice))?);
         Self::of(image, choice).map_err(|error| error.on(path))
     }
 

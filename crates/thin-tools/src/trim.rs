@@ -1,8 +1,7 @@
 //! `trim`: tells the data device which blocks no volume uses.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 
 use rustix::fs::FallocateFlags;
@@ -10,8 +9,9 @@ use thinmap_persistent_data::{
     BlockKind, ENTRIES_PER_BITMAP, ErrorKind, IndexEntry, MayRead, MetadataError, small_count,
 };
 
+use crate::claim::Claimed;
 use crate::source::Source;
-use crate::{Progress, ToolError};
+use crate::{Access, Progress, ToolError};
 
 /// Bytes in a sector.
 const SECTOR_BYTES: u64 = 512;
@@ -49,17 +49,17 @@ pub fn trim(
             source,
         }
     };
-    let (file, is_block) = open(data, blocks.checked_mul(block_bytes))?;
+    let file = open(data, blocks.checked_mul(block_bytes))?;
     let progress = Progress::new("trimming", blocks, quiet);
     let mut done = Trimmed::default();
     let mut emit = |begin: u64, end: u64| -> Result<(), ToolError> {
         each(begin, end);
         let (from, len) = (begin * block_bytes, (end - begin) * block_bytes);
-        let result = match is_block {
+        let result = match file.is_block() {
             true => discard(&file, from, len),
             false => {
                 let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-                rustix::fs::fallocate(&file, flags, from, len).map_err(Into::into)
+                rustix::fs::fallocate(&*file, flags, from, len).map_err(Into::into)
             }
         };
         result.map_err(failed("cannot be discarded"))?;
@@ -130,42 +130,23 @@ fn bitmaps(source: &Source) -> Result<Vec<u64>, ToolError> {
     Ok(bitmaps)
 }
 
-/// Opens the data device, which must hold `bytes`; tells whether it is a block device.
-fn open(path: &Path, bytes: Option<u64>) -> Result<(File, bool), ToolError> {
-    let failed = |action: &'static str, source: io::Error| ToolError::File {
-        path: path.to_owned(),
-        action,
-        source,
-    };
-    let kind = std::fs::metadata(path)
-        .map_err(|e| failed("cannot be opened", e))?
-        .file_type();
-    if !kind.is_block_device() && !kind.is_file() {
-        let what = "is neither a block device nor a file";
-        return Err(failed(what, io::ErrorKind::InvalidInput.into()));
-    }
-    let mut options = OpenOptions::new();
-    options.read(true).write(true);
-    if kind.is_block_device() {
-        use std::os::unix::fs::OpenOptionsExt;
-        // Claims the device: a pool in use must not lose what it maps next.
-        options.custom_flags(rustix::fs::OFlags::EXCL.bits() as i32);
-    }
-    let file = options
-        .open(path)
-        .map_err(|e| failed("cannot be opened for itself alone", e))?;
-    if kind.is_file() {
-        let lock = rustix::fs::FlockOperation::NonBlockingLockExclusive;
-        rustix::fs::flock(&file, lock)
-            .map_err(|e| failed("is in use by a pool or another tool", e.into()))?;
-    }
-    let end = rustix::fs::seek(&file, rustix::fs::SeekFrom::End(0))
-        .map_err(|e| failed("has no size", e.into()))?;
+/// Opens the data device, which must hold `bytes`. It is claimed: a pool in use must not lose what it maps next.
+fn open(path: &Path, bytes: Option<u64>) -> Result<Claimed, ToolError> {
+    let file = Claimed::open(path, Access::Write)?;
+    let end = rustix::fs::seek(&*file, rustix::fs::SeekFrom::End(0)).map_err(|errno| {
+        let path = path.to_owned();
+        let (action, source) = ("has no size", errno.into());
+        ToolError::File {
+            path,
+            action,
+            source,
+        }
+    })?;
     if bytes.is_none_or(|bytes| end < bytes) {
         return Err(ToolError::Refused(format!(
             "{}: {end} bytes are fewer than the pool's data blocks take: not this pool's data device?",
             path.display()
         )));
     }
-    Ok((file, kind.is_block_device()))
+    Ok(file)
 }

@@ -302,6 +302,13 @@ fn errors_name_the_file_at_fault() {
         assert!(ran.err.contains(&format!("{small}: ")), "{}", ran.err);
         assert!(!ran.err.contains(&text), "{}", ran.err);
     }
+    let directory = files.directory.path().to_str().unwrap();
+    let ran = run(&["thin_restore", "-i", directory, "-o", &output]);
+    assert!(
+        ran.err.contains("Is a directory") && !ran.err.contains("XML"),
+        "{}",
+        ran.err
+    );
     let twice = std::fs::read_to_string(&text).unwrap();
     let device = "<device dev_id=\"0\" mapped_blocks=\"0\" transaction=\"0\" creation_time=\"0\" snap_time=\"0\"/>";
     let lines = twice.lines().count();
@@ -310,4 +317,65 @@ fn errors_name_the_file_at_fault() {
     let ran = run(&["thin_restore", "-i", &text, "-o", &output]);
     let wanted = format!("{text}: line {lines}: volume 0 is there twice");
     assert!(ran.err.contains(&wanted), "{}: {wanted}", ran.err);
+}
+
+#[test]
+fn a_check_advises_a_repair_of_damage_alone() {
+    let files = Files::new();
+    let (pool, output) = (files.word("pool"), files.word("output"));
+    // A file that never was a pool's metadata.
+    let ran = run(&["thin_check", &output]);
+    assert_eq!(ran.code, Some(1));
+    assert!(ran.out.contains("is this the right device"), "{}", ran.out);
+    // No metadata snapshot is held.
+    let ran = run(&["thin_check", "-m", &pool]);
+    assert_eq!(ran.code, Some(1));
+    assert!(
+        ran.err.contains("holds no metadata snapshot"),
+        "{}",
+        ran.err
+    );
+    assert!(!(ran.out + &ran.err).contains("repair"));
+}
+
+#[test]
+fn numbers_and_lists_end_where_they_end() {
+    let files = Files::new();
+    let (pool, output) = (files.word("pool"), files.word("output"));
+    for words in [
+        &["thin_rmap", "--region", "0..5x", &pool][..],
+        &["thin_dump", "--dev-id", "1x", &pool],
+        &["thin_dump", "--dev-id", "-1", &pool],
+        &["thin_ls", "-o", "DEV,", &pool],
+        &[
+            "thin_repair",
+            "-i",
+            &pool,
+            "-o",
+            &output,
+            "--data-block-size",
+            "0",
+        ],
+    ] {
+        assert_eq!(run(words).code, Some(1), "{words:?}");
+    }
+}
+
+#[test]
+fn a_repaired_copy_has_no_name_that_could_stay() {
+    let files = Files::new();
+    let pool = files.word("pool");
+    let copies = tempfile::tempdir().unwrap();
+    let (mut reader, writer) = pipe().unwrap();
+    let child = command(&["thin_dump", "-r", &pool])
+        .env("TMPDIR", copies.path())
+        .stdin(Stdio::from(writer))
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    reader.read_exact(&mut [0; 100]).unwrap();
+    assert_eq!(std::fs::read_dir(copies.path()).unwrap().count(), 0);
+    drop(reader);
+    assert!(child.wait_with_output().unwrap().status.success());
 }

@@ -50,6 +50,9 @@ pub struct Finding {
     /// Blocks of the volume: first, and one past the last (`null`: all that follow).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub blocks: Option<(u64, Option<u64>)>,
+    /// The device gave an error: what the block holds may be whole.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub unreadable: bool,
     /// What is wrong, to follow the names above.
     pub what: String,
 }
@@ -62,6 +65,7 @@ impl Finding {
             metadata_block: None,
             volume: None,
             blocks: None,
+            unreadable: false,
             what: what.into(),
         }
     }
@@ -72,6 +76,11 @@ impl Finding {
 
     pub(crate) fn in_block(mut self, block: u64) -> Self {
         self.metadata_block = Some(block);
+        self
+    }
+
+    pub(crate) fn unreadable(mut self, is_unreadable: bool) -> Self {
+        self.unreadable = is_unreadable;
         self
     }
 
@@ -116,6 +125,7 @@ pub struct Findings {
 struct Inner {
     kept: Vec<Finding>,
     more: u64,
+    unreadable: u64,
     fatal: u64,
     leaks: u64,
 }
@@ -132,6 +142,7 @@ impl Findings {
             Severity::Leak => inner.leaks += 1,
             Severity::Note => {}
         }
+        inner.unreadable += u64::from(finding.unreadable);
         if inner.kept.len() < FINDINGS_MAX {
             inner.kept.push(finding);
         } else {
@@ -154,6 +165,7 @@ impl Findings {
             fatal: inner.fatal,
             leaks: inner.leaks,
             not_listed: inner.more,
+            unreadable: inner.unreadable,
             findings,
             ..Report::default()
         }
@@ -169,9 +181,15 @@ pub struct Report {
     pub leaks: u64,
     /// Findings that are counted but not listed.
     pub not_listed: u64,
+    /// Blocks that the device gives an error for.
+    pub unreadable: u64,
+    /// The first block was read and is no superblock: this may never have been thin metadata.
+    #[serde(skip)]
+    pub is_foreign: bool,
     /// The worst first.
     pub findings: Vec<Finding>,
-    /// The pool's transaction id; `None` when the superblock cannot be read.
+    /// The transaction id of the pool, or of its metadata snapshot if that was checked; `None` when the superblock
+    /// cannot be read.
     pub transaction_id: Option<u64>,
     /// Whether the superblock asks for a check.
     pub needs_check: bool,

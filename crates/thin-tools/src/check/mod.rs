@@ -8,8 +8,8 @@ mod fix;
 mod space_maps;
 mod volumes;
 
-use thinmap_persistent_data::{METADATA_BLOCKS_MAX, Result};
-use thinmap_thin_metadata::Superblock;
+use thinmap_persistent_data::{Block4k, ErrorKind, METADATA_BLOCKS_MAX, Result};
+use thinmap_thin_metadata::{SUPERBLOCK_MAGIC, Superblock};
 
 use crate::image::Image;
 use crate::roots::superblock_at;
@@ -23,6 +23,9 @@ pub(crate) use volumes::{collect_details, collect_roots};
 
 /// The most data blocks that a mapping can name.
 const DATA_BLOCKS_MAX: u64 = 1 << 40;
+
+/// The byte of a superblock at which its magic number begins.
+const MAGIC_AT: usize = 32;
 
 /// How far to look.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -49,10 +52,14 @@ pub fn check(image: &Image, choice: RootChoice, depth: Depth, quiet: bool) -> Ou
     let superblock = match superblock_at(image, 0) {
         Ok(superblock) => superblock,
         Err(error) => {
+            let is_unreadable = error.kind() == ErrorKind::Io;
             let finding = Finding::fatal(Area::Superblock, error.context());
-            findings.add(finding.in_block(0));
+            findings.add(finding.in_block(0).unreadable(is_unreadable));
             return Outcome {
-                report: findings.into_report(),
+                report: Report {
+                    is_foreign: !is_unreadable && !has_magic(image),
+                    ..findings.into_report()
+                },
                 superblock: None,
                 leaks: Vec::new(),
             };
@@ -67,12 +74,13 @@ pub fn check(image: &Image, choice: RootChoice, depth: Depth, quiet: bool) -> Ou
         facts: Report::default(),
         leaks: Vec::new(),
     };
-    if depth != Depth::Superblock {
+    // A metadata snapshot's superblock is there or not, and has its own transaction id.
+    if depth != Depth::Superblock || choice != RootChoice::Live {
         check.trees(choice, depth);
     }
     let (facts, leaks) = (check.facts, check.leaks);
     let report = Report {
-        transaction_id: Some(superblock.transaction_id),
+        transaction_id: (facts.transaction_id).or(Some(superblock.transaction_id)),
         needs_check: superblock.needs_check(),
         data_blocks: superblock.data_space_map.nr_blocks,
         metadata_blocks: superblock.metadata_space_map.nr_blocks,
@@ -86,6 +94,13 @@ pub fn check(image: &Image, choice: RootChoice, depth: Depth, quiet: bool) -> Ou
         superblock: Some(superblock),
         leaks,
     }
+}
+
+/// Whether the first block has the number that marks thin metadata.
+fn has_magic(image: &Image) -> bool {
+    let mut bytes = Block4k::boxed();
+    let is_read = image.read_run(0, &mut bytes.0).is_ok();
+    is_read && bytes.0[MAGIC_AT..MAGIC_AT + 8] == SUPERBLOCK_MAGIC.to_le_bytes()
 }
 
 fn check_superblock(superblock: &Superblock, image: &Image, findings: &Findings) {
@@ -183,10 +198,15 @@ impl Check<'_> {
         let roots = match crate::Roots::read(self.image, choice) {
             Ok(roots) => roots,
             Err(error) => {
+                let is_unreadable = error.kind() == ErrorKind::Io;
                 let finding = Finding::fatal(Area::Superblock, error.to_string());
-                return self.findings.add(finding);
+                return self.findings.add(finding.unreadable(is_unreadable));
             }
         };
+        self.facts.transaction_id = Some(roots.superblock.transaction_id);
+        if depth == Depth::Superblock {
+            return;
+        }
         walk.add_root(roots.superblock.device_details_root, Role::Details);
         walk.add_root(roots.superblock.data_mapping_root, Role::Top);
         walk.run();
@@ -202,8 +222,9 @@ impl Check<'_> {
         let held = self.read_held(walk, block);
         if let Err(error) = &held {
             let what = format!("of the metadata snapshot: {}", error.context());
-            let finding = Finding::fatal(Area::Superblock, what);
-            self.findings.add(finding.in_block(block));
+            let finding = Finding::fatal(Area::Superblock, what).in_block(block);
+            let is_unreadable = error.kind() == ErrorKind::Io;
+            self.findings.add(finding.unreadable(is_unreadable));
         }
         held.ok()
     }

@@ -95,7 +95,10 @@ impl Check<'_> {
         walk.refer_single(block);
         let mut bytes: BlockBytes = [0; META_BLOCK_SIZE];
         if let Err(error) = self.image.read_run(block, &mut bytes) {
-            return fatal(format!("cannot be read: {error}"));
+            let what = format!("cannot be read: {error}");
+            let finding = Finding::fatal(Area::SpaceMaps, what).in_block(block);
+            self.findings.add(finding.unreadable(true));
+            return Vec::new();
         }
         if let Err(error) = verify(BlockKind::Index, block, &bytes) {
             return fatal(error.context().to_owned());

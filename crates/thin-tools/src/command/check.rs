@@ -6,13 +6,14 @@ use std::sync::Arc;
 
 use clap::{Arg, ArgAction, ArgMatches, Command};
 use serde::Serialize;
+use thinmap_persistent_data::ErrorKind;
 
 use super::host::{Input, LivePool};
 use super::options::{input_arg, json_arg, metadata_snap_arg, quiet_arg};
 use super::output::{print, print_beside, tell};
 use super::{Invocation, Parsed, metadata_snap_choice, parse};
 use crate::check::{Depth, Report, check, clear_needs_check, fix_leaks};
-use crate::{Access, Image, RootChoice, ToolError};
+use crate::{Access, RootChoice, Roots, ToolError};
 
 /// Findings that the text lists.
 const LISTED_MAX: usize = 100;
@@ -109,10 +110,9 @@ impl Options {
     }
 
     fn access(&self) -> Access {
-        match (self.choice, self.changes()) {
-            (RootChoice::MetadataSnap(_), _) => Access::ReadLive,
-            (RootChoice::Live, true) => Access::Write,
-            (RootChoice::Live, false) => Access::Read,
+        match self.changes() {
+            true => Access::Write,
+            false => Access::of(self.choice),
         }
     }
 }
@@ -158,8 +158,15 @@ pub(super) fn run(call: &Invocation<'_>) -> i32 {
 }
 
 fn perform(call: &Invocation<'_>, path: &Path, options: &Options) -> Result<bool, ToolError> {
-    let image = Arc::new(Image::open(path, options.access())?);
+    let image = Arc::new(call.image(path, options.access())?);
     let named = |error| ToolError::Metadata(error).on(path);
+    // A metadata snapshot that is not there, or elsewhere, is no damage.
+    match Roots::read(&*image, options.choice) {
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::Inval) => {
+            return Err(named(error));
+        }
+        _ => {}
+    }
     let quiet = options.quiet || options.json;
     let mut outcome = check(&image, options.choice, options.depth, quiet);
     let mut leaks_fixed = 0;
@@ -231,9 +238,25 @@ fn outcome_text(path: &Path, answer: &Answer<'_>, options: &Options) -> String {
         (false, 0, leaks) => format!(
             "{path}: {leaks} blocks are leaked; thinmap check --auto-repair gives them back"
         ),
-        (false, fatal, _) => format!(
-            "{path}: {fatal} errors; thinmap repair -i {path} -o OTHER writes what survives to another device"
-        ),
+        (false, fatal, _) => format!("{path}: {fatal} errors; {}", advice(report, &path)),
     });
     lines.join("\n")
+}
+
+/// How to go on after fatal findings.
+fn advice(report: &Report, path: &std::path::Display<'_>) -> String {
+    let repair = format!("thinmap repair -i {path} -o OTHER");
+    if report.is_foreign {
+        return format!(
+            "there is no superblock of thin metadata: is this the right device? If it held a pool's metadata, {repair} \
+             writes what survives to another device"
+        );
+    }
+    match report.unreadable {
+        0 => format!("{repair} writes what survives to another device"),
+        blocks => format!(
+            "{blocks} blocks cannot be read, which may be the device's fault and not the metadata's: look into the kernel's \
+             log and check again, or copy the device (ddrescue); {repair} writes what can be read to another device"
+        ),
+    }
 }

@@ -75,9 +75,12 @@ fn command() -> Command {
 fn perform(call: &Invocation<'_>, matches: &ArgMatches) -> Result<(), ToolError> {
     let quiet = matches.get_flag("quiet");
     let opened = match matches.get_flag("repair") {
-        true => open_repaired(matches, quiet)?,
+        true => open_repaired(call, matches, quiet)?,
         false => open(call, matches)?,
     };
+    let mut overrides = overrides(matches);
+    // Else the text could not be restored as it is.
+    overrides.nr_data_blocks = (overrides.nr_data_blocks).or(opened.pool_data_blocks());
     let options = DumpOptions {
         dev_ids: matches
             .get_many::<u64>("dev-id")
@@ -85,7 +88,7 @@ fn perform(call: &Invocation<'_>, matches: &ArgMatches) -> Result<(), ToolError>
             .unwrap_or_default(),
         skip_mappings: matches.get_flag("skip-mappings"),
         quiet,
-        overrides: overrides(matches),
+        overrides,
     };
     let format = match matches.get_flag("json") {
         true => "json",
@@ -102,7 +105,7 @@ fn perform(call: &Invocation<'_>, matches: &ArgMatches) -> Result<(), ToolError>
                 opened.path.display()
             )));
         }
-        Some(path) => to_file(path, write),
+        Some(path) => to_file(call, path, write),
         None => to_stdout(write),
     };
     written.map_err(|error| error.on(&opened.path))

@@ -4,6 +4,8 @@ use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use crate::ServedDevice;
+
 /// The program around the tools.
 pub trait Host {
     /// The running pool named `name`, with a metadata snapshot taken for the caller; `None` when there is no
@@ -18,6 +20,10 @@ pub trait Host {
     /// # Errors
     /// The system's.
     fn discard(&self, device: &File, from: u64, len: u64) -> io::Result<()>;
+
+    /// Who uses a device of a daemon of thinmap's, for people; `None` when nobody does, or the device is not
+    /// thinmap's after all. A daemon that does not answer soon counts as a user: what it would say is not known.
+    fn user_of(&self, device: &ServedDevice) -> Option<String>;
 }
 
 /// A running pool, of which a metadata snapshot is held until this is dropped.
@@ -39,6 +45,10 @@ impl Host for NoHost {
 
     fn discard(&self, _: &File, _: u64, _: u64) -> io::Result<()> {
         Err(io::ErrorKind::Unsupported.into())
+    }
+
+    fn user_of(&self, _: &ServedDevice) -> Option<String> {
+        Some("thinmap, maybe: its daemon cannot be asked from here".to_owned())
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use clap::ArgMatches;
 use tempfile::NamedTempFile;
@@ -11,6 +12,7 @@ use super::host::{Input, LivePool};
 use super::options::overrides;
 use super::output::tell;
 use super::{Invocation, metadata_snap_choice};
+use crate::claim::Claimed;
 use crate::repair::{RepairOptions, repair};
 use crate::{Access, Image, RootChoice, Source, ToolError};
 
@@ -24,9 +26,15 @@ pub(super) struct Opened {
     /// The device or file that was asked for, or the pool's metadata device.
     pub path: PathBuf,
     /// Gives the metadata snapshot back when dropped, after the source.
-    _pool: Option<Box<dyn LivePool>>,
-    /// The repaired copy that is read, gone when dropped.
-    _copy: Option<NamedTempFile>,
+    pool: Option<Box<dyn LivePool>>,
+}
+
+impl Opened {
+    /// The size of a running pool's data device, which its metadata snapshot does not tell.
+    pub(super) fn pool_data_blocks(&self) -> Option<u64> {
+        let live = self.source.live_superblock();
+        self.pool.as_ref().map(|_| live.data_space_map.nr_blocks)
+    }
 }
 
 /// Opens the argument `input`: a device, a file, or a running pool by its name.
@@ -36,18 +44,16 @@ pub(super) fn open(call: &Invocation<'_>, matches: &ArgMatches) -> Result<Opened
         .map_or("", String::as_str);
     match Input::find(call.host, word).map_err(ToolError::Refused)? {
         Input::Path(path) => Ok(Opened {
-            source: Source::open(&path, metadata_snap_choice(matches))?,
+            source: call.source(&path, metadata_snap_choice(matches))?,
             path,
-            _pool: None,
-            _copy: None,
+            pool: None,
         }),
         Input::Pool(pool) => {
             let choice = RootChoice::MetadataSnap(Some(pool.held_root()));
             Ok(Opened {
                 source: Source::open(pool.metadata(), choice)?,
                 path: pool.metadata().to_owned(),
-                _pool: Some(pool),
-                _copy: None,
+                pool: Some(pool),
             })
         }
     }
@@ -55,13 +61,17 @@ pub(super) fn open(call: &Invocation<'_>, matches: &ArgMatches) -> Result<Opened
 
 /// Opens a repaired copy of the argument `input`, which is only read. The copy lies in the directory for temporary
 /// files and takes about as much room as the metadata in use.
-pub(super) fn open_repaired(matches: &ArgMatches, quiet: bool) -> Result<Opened, ToolError> {
+pub(super) fn open_repaired(
+    call: &Invocation<'_>,
+    matches: &ArgMatches,
+    quiet: bool,
+) -> Result<Opened, ToolError> {
     let path = Path::new(
         matches
             .get_one::<String>("input")
             .map_or("", String::as_str),
     );
-    let input = Image::open(path, Access::Read)?;
+    let input = call.image(path, Access::Read)?;
     let failed = |source| ToolError::File {
         path: std::env::temp_dir(),
         action: "cannot hold a repaired copy",
@@ -77,6 +87,8 @@ pub(super) fn open_repaired(matches: &ArgMatches, quiet: bool) -> Result<Opened,
         .set_len(blocks * META_BLOCK_SIZE as u64)
         .map_err(failed)?;
     let output = Image::open(copy.path(), Access::Write)?;
+    // Without a name it is gone with this process, however that ends.
+    copy.close().map_err(failed)?;
     let overrides = overrides(matches);
     let options = RepairOptions {
         transaction_id: overrides.transaction_id,
@@ -89,17 +101,16 @@ pub(super) fn open_repaired(matches: &ArgMatches, quiet: bool) -> Result<Opened,
         // Beside the text, which is all that standard output may hold.
         tell(&report);
     }
-    drop(output);
     Ok(Opened {
-        source: Source::open(copy.path(), RootChoice::Live)?,
+        source: Source::of(Arc::new(output), RootChoice::Live)?,
         path: path.to_owned(),
-        _pool: None,
-        _copy: Some(copy),
+        pool: None,
     })
 }
 
-/// Runs `write` on a new file at `path`.
+/// Runs `write` on a new file at `path`, or on a device.
 pub(super) fn to_file(
+    call: &Invocation<'_>,
     path: &Path,
     write: impl FnOnce(&mut dyn Write) -> Result<(), ToolError>,
 ) -> Result<(), ToolError> {
@@ -110,8 +121,10 @@ pub(super) fn to_file(
             source,
         }
     };
-    let file = std::fs::File::create(path).map_err(failed("cannot be created"))?;
-    let mut out = io::BufWriter::new(file);
+    call.refuse_used(path, Access::Write)?;
+    let file = Claimed::create(path)?;
+    file.clear().map_err(failed("cannot be emptied"))?;
+    let mut out = io::BufWriter::new(&*file);
     write(&mut out).map_err(|error| match error {
         ToolError::Output(source) => failed("cannot be written")(source),
         other => other,

@@ -18,8 +18,12 @@ mod restore;
 mod rmap;
 mod trim;
 
+use std::path::Path;
+
 pub use host::{Host, LivePool, NoHost};
 pub use options::{Parsed, metadata_snap_choice, parse};
+
+use crate::{Access, Image, ImageError, RootChoice, ServedDevice, Source, ToolError};
 
 /// One tool.
 pub struct Tool {
@@ -49,6 +53,34 @@ impl Invocation<'_> {
     pub fn fail(&self, error: &dyn std::fmt::Display) -> i32 {
         output::tell(&format_args!("{}: {error}", self.program));
         1
+    }
+
+    /// Opens an image named on the command line.
+    fn image(&self, path: &Path, access: Access) -> Result<Image, ToolError> {
+        self.refuse_used(path, access)?;
+        Ok(Image::open(path, access)?)
+    }
+
+    /// Opens a pool's metadata named on the command line.
+    fn source(&self, path: &Path, choice: RootChoice) -> Result<Source, ToolError> {
+        self.refuse_used(path, Access::of(choice))?;
+        Source::open(path, choice)
+    }
+
+    /// Refuses a device of thinmap's that somebody uses, which an exclusive open cannot tell: asked before it is
+    /// opened, so that this program is no user of it yet.
+    fn refuse_used(&self, path: &Path, access: Access) -> Result<(), ToolError> {
+        if access == Access::ReadLive {
+            return Ok(());
+        }
+        let user = ServedDevice::at(path).and_then(|device| self.host.user_of(&device));
+        match user {
+            None => Ok(()),
+            Some(user) => {
+                let path = path.to_owned();
+                Err(ImageError::Busy { path, user, access }.into())
+            }
+        }
     }
 }
 

@@ -11,7 +11,7 @@ use super::output::{exit_code, print, print_beside};
 use super::{Invocation, Parsed, parse};
 use crate::repair::{RepairOptions, repair};
 use crate::same::is_same;
-use crate::{Access, Image, ToolError};
+use crate::{Access, ToolError};
 
 fn device(name: &'static str, short: char, help: &'static str) -> Arg {
     Arg::new(name)
@@ -61,8 +61,8 @@ fn perform(call: &Invocation<'_>, matches: &ArgMatches) -> Result<(), ToolError>
         ));
     }
     let (quiet, json) = (matches.get_flag("quiet"), matches.get_flag("json"));
-    let input = Image::open(Path::new(from), Access::Read)?;
-    let output = Image::open(Path::new(to), Access::Write)?;
+    let input = call.image(Path::new(from), Access::Read)?;
+    let output = call.image(Path::new(to), Access::Write)?;
     let options = RepairOptions {
         transaction_id: given.transaction_id,
         data_block_size: given.data_block_size,

@@ -10,7 +10,7 @@ use super::options::{json_arg, override_args, overrides, quiet_arg};
 use super::output::{exit_code, print};
 use super::{Invocation, Parsed, parse};
 use crate::same::is_same;
-use crate::{Access, Image, ToolError, restore};
+use crate::{Access, ToolError, restore};
 
 /// Bytes read from the XML at once.
 const BUFFER_BYTES: usize = 1 << 20;
@@ -19,7 +19,7 @@ const BUFFER_BYTES: usize = 1 << 20;
 pub fn run(call: &Invocation<'_>) -> i32 {
     match parse(call, command()) {
         Parsed::Done(code) => code,
-        Parsed::Run(matches) => exit_code(call, perform(&matches)),
+        Parsed::Run(matches) => exit_code(call, perform(call, &matches)),
     }
 }
 
@@ -51,7 +51,7 @@ fn command() -> Command {
         .arg(quiet_arg())
 }
 
-fn perform(matches: &ArgMatches) -> Result<(), ToolError> {
+fn perform(call: &Invocation<'_>, matches: &ArgMatches) -> Result<(), ToolError> {
     let path = |name| {
         matches
             .get_one::<PathBuf>(name)
@@ -73,7 +73,7 @@ fn perform(matches: &ArgMatches) -> Result<(), ToolError> {
         )));
     }
     let restored = if is_stdin {
-        let image = Image::open(output, Access::Write)?;
+        let image = call.image(output, Access::Write)?;
         let mut stdin = BufReader::with_capacity(BUFFER_BYTES, std::io::stdin().lock());
         restore::restore(&mut stdin, None, &image, &overrides, quiet)
     } else {
@@ -84,7 +84,7 @@ fn perform(matches: &ArgMatches) -> Result<(), ToolError> {
         };
         let file = File::open(input).map_err(failed)?;
         let bytes = file.metadata().map_err(failed)?.len();
-        let image = Image::open(output, Access::Write)?;
+        let image = call.image(output, Access::Write)?;
         let mut file = BufReader::with_capacity(BUFFER_BYTES, file);
         restore::restore(&mut file, Some(bytes), &image, &overrides, quiet)
     };

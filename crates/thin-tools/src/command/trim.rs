@@ -8,7 +8,7 @@ use super::options::{json_arg, quiet_arg};
 use super::output::{exit_code, print, tell};
 use super::{Invocation, Parsed, parse};
 use crate::same::is_same;
-use crate::{RootChoice, Source, ToolError, trim};
+use crate::{Access, RootChoice, ToolError, trim};
 
 /// Runs it.
 pub fn run(call: &Invocation<'_>) -> i32 {
@@ -59,7 +59,8 @@ fn perform(call: &Invocation<'_>, matches: &ArgMatches) -> Result<(), ToolError>
             metadata.display()
         )));
     }
-    let source = Source::open(&metadata, RootChoice::Live)?;
+    let source = call.source(&metadata, RootChoice::Live)?;
+    call.refuse_used(&data, Access::Write)?;
     if source.superblock().needs_check() {
         return Err(ToolError::Refused(format!(
             "{}: the metadata is marked as to be checked: run check first",

@@ -57,6 +57,9 @@ impl RescuedVolume {
 pub struct RepairReport {
     /// The superblock was lost; its roots were found by a scan.
     pub superblock_rebuilt: bool,
+    /// The state that was taken may not be the last one: volumes made after it may be missing and not be listed, and others
+    /// may be as they were.
+    pub may_be_older: bool,
     /// The pool's transaction id in the output.
     pub transaction_id: u64,
     /// Sectors in a data block.
@@ -68,7 +71,8 @@ pub struct RepairReport {
     /// Neither the tree of volumes nor that of details is whole: there may have been volumes that nothing
     /// names any more.
     pub ids_in_doubt: bool,
-    /// Volumes that other states of the pool name than the one that was taken: deleted ones, or missing ones.
+    /// Volumes that other states of the pool, where a scan found such, name than the one that was taken: deleted ones, or
+    /// missing ones.
     pub possibly_missing: Vec<u64>,
     /// The pool's time is the last one that fits into a mapping: no more snapshots can be made.
     pub time_at_end: bool,
@@ -82,6 +86,7 @@ pub(super) fn of(rescued: &Rescued, superblock: &Superblock, origin: Origin) -> 
     };
     RepairReport {
         superblock_rebuilt: origin == Origin::Scanned,
+        may_be_older: origin == Origin::Scanned,
         transaction_id: superblock.transaction_id,
         data_block_size: superblock.data_block_size,
         volumes: rescued.volumes.iter().map(volume).collect(),
@@ -154,8 +159,9 @@ impl fmt::Display for RepairReport {
             let id = self.transaction_id;
             writeln!(
                 f,
-                "the superblock is lost; the newest trees that fit together were taken (transaction id {id}): \
-                 this may be an older state of the pool, compare the content before you trust it"
+                "the superblock is lost; of the trees that a scan found, those that fit together best were taken (transaction \
+                 id {id}): this may be an older state of the pool, and volumes that were made after it may be missing without \
+                 being listed; compare the content before you trust it"
             )?;
         }
         let is_plain =

@@ -151,7 +151,12 @@ impl<'a> XmlReader<'a> {
             let event = self
                 .xml
                 .read_event_into(&mut buffer)
-                .map_err(|error| self.wrong(&format!("this is no XML: {error}")))?;
+                .map_err(|error| match &error {
+                    quick_xml::Error::Io(system) if system.raw_os_error().is_some() => {
+                        self.wrong(&format!("cannot be read: {system}"))
+                    }
+                    _ => self.wrong(&format!("this is no XML: {error}")),
+                })?;
             let outcome = match event {
                 Xml::Start(tag) => self.open(&tag),
                 Xml::Empty(tag) => self.empty(&tag),
@@ -204,8 +209,7 @@ impl<'a> XmlReader<'a> {
                 Ok(Some(Event::Device(volume)))
             }
             (b"def", State::Superblock) => {
-                let name = self.name(tag)?;
-                self.defined.insert(name.clone(), Vec::new());
+                let name = self.define(tag)?;
                 self.state = State::Definition(name);
                 Ok(None)
             }
@@ -213,6 +217,15 @@ impl<'a> XmlReader<'a> {
             (b"single_mapping" | b"range_mapping" | b"ref", _) => self.empty(tag),
             (other, _) => Err(self.unexpected(other)),
         }
+    }
+
+    /// Begins a definition; gives its name.
+    fn define(&mut self, tag: &BytesStart<'_>) -> Result<String, ToolError> {
+        let name = self.name(tag)?;
+        if self.defined.insert(name.clone(), Vec::new()).is_some() {
+            return Err(self.wrong(&format!("a definition named '{name}' is there twice")));
+        }
+        Ok(name)
     }
 
     fn empty(&mut self, tag: &BytesStart<'_>) -> Result<Option<Event>, ToolError> {
@@ -238,8 +251,7 @@ impl<'a> XmlReader<'a> {
                 return Ok(Some(Event::Superblock(facts)));
             }
             b"def" if self.state == State::Superblock => {
-                let name = self.name(tag)?;
-                self.defined.insert(name, Vec::new());
+                self.define(tag)?;
                 return Ok(None);
             }
             other => return Err(self.unexpected(other)),
@@ -521,6 +533,10 @@ mod tests {
             (
                 format!("{POOL}<def name=\"a\" name=\"a\">"),
                 "attribute name is there twice",
+            ),
+            (
+                format!("{POOL}\n<def name=\"a\"></def>\n<def name=\"a\"/>"),
+                "line 3: a definition named 'a' is there twice",
             ),
             (
                 (0..20).fold("<superblock".to_owned(), |text, n| {

@@ -361,7 +361,11 @@ impl<'a> Walk<'a> {
         };
         let bytes = match bytes {
             Ok(bytes) => bytes,
-            Err(error) => return bad(format!("cannot be read: {error}")),
+            Err(error) => {
+                let what = format!("cannot be read: {error}");
+                let finding = Finding::fatal(role.area(), what).in_block(block);
+                return self.findings.add(finding.unreadable(true));
+            }
         };
         let kind = match role {
             Role::Bitmap => BlockKind::Bitmap,
