@@ -36,10 +36,7 @@ struct Header {
 
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-#[expect(
-    clippy::large_enum_variant,
-    reason = "one at a time, written at once"
-)]
+#[expect(clippy::large_enum_variant, reason = "one at a time, written at once")]
 enum Record {
     Device(SavedDevice),
     Gone { major: u32, minor: u32 },

@@ -379,3 +379,23 @@ fn a_repaired_copy_has_no_name_that_could_stay() {
     drop(reader);
     assert!(child.wait_with_output().unwrap().status.success());
 }
+
+/// lvm2 gives `thin_repair` an empty word where its configuration has no options.
+#[test]
+fn an_empty_word_is_no_argument_of_repair() {
+    let dir = tempfile::tempdir().expect("directory");
+    let path = |name: &str| dir.path().join(name).display().to_string();
+    let (from, to) = (path("from"), path("to"));
+    for (name, bytes) in [(&from, 4 << 20), (&to, 4 << 20)] {
+        let file = std::fs::File::create(name).expect("file");
+        file.set_len(bytes).expect("size");
+    }
+    let refused = run(&["thin_repair", "x", "-i", &from, "-o", &to]);
+    assert!(refused.err.contains("by -i and -o"), "{}", refused.err);
+    let tried = run(&["thin_repair", "", "-i", &from, "-o", &to]);
+    assert!(
+        tried.err.contains("from"),
+        "it looks at the input: {}",
+        tried.err
+    );
+}

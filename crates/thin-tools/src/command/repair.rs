@@ -34,6 +34,19 @@ fn command() -> Command {
         .args(override_args())
         .arg(quiet_arg())
         .arg(json_arg())
+        .arg(nothing())
+}
+
+/// COMPAT: lvm2 gives an empty word where its configuration has no options for `thin_repair`.
+fn nothing() -> Arg {
+    let is_empty = |word: &str| match word {
+        "" => Ok(()),
+        _ => Err("repair takes its devices by -i and -o"),
+    };
+    Arg::new("nothing")
+        .num_args(0..)
+        .hide(true)
+        .value_parser(is_empty)
 }
 
 /// Runs the command; gives its exit code.
