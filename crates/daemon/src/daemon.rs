@@ -121,9 +121,6 @@ impl Daemon {
         let Some(continuity) = &self.continuity else {
             return true;
         };
-        if device.removing() {
-            return true;
-        }
         match continuity.state.save(device) {
             Ok(()) => true,
             Err(error) => {
@@ -295,6 +292,8 @@ impl Daemon {
         if let Err(error) = device.node.remove(force) {
             device.md.cancel_removal();
             device.set_removing(false);
+            // What changed meanwhile was not noted.
+            self.save(device);
             if let (Some((stand_in, _)), Some(_)) = (device.stand_in(), device.silent_backing()) {
                 stand_in.hold();
             }

@@ -181,6 +181,23 @@ pub enum Taken {
     Number(DevNo),
 }
 
+/// Why a device does not get another name, or a uuid.
+#[derive(Debug, PartialEq, Eq)]
+pub enum NotLabelled {
+    /// Another device has it.
+    Taken(Taken),
+    /// The device has a uuid.
+    HasUuid(DmUuid),
+    /// The device is not there any more.
+    Gone,
+}
+
+impl From<Taken> for NotLabelled {
+    fn from(taken: Taken) -> Self {
+        Self::Taken(taken)
+    }
+}
+
 /// All devices.
 #[derive(Default)]
 pub struct Devices {
@@ -224,6 +241,9 @@ impl Devices {
     /// Takes a device out.
     pub fn remove(&self, device: &Device) {
         let mut maps = self.maps.write();
+        if !maps.has(device) {
+            return;
+        }
         maps.by_name.remove(&device.md.name());
         if let Some(uuid) = device.md.uuid() {
             maps.by_uuid.remove(&uuid);
@@ -231,23 +251,32 @@ impl Devices {
         maps.by_dev.remove(&device.dev_no());
     }
 
-    /// Gives a device another name.
-    pub fn rename(&self, device: &Device, name: &DmName) -> Result<(), Taken> {
+    /// Gives a device another name. One that is not there gets none: nobody would take that out again, and the number behind it
+    /// may be another device's by and by.
+    pub fn rename(&self, device: &Device, name: &DmName) -> Result<(), NotLabelled> {
         let mut maps = self.maps.write();
         maps.check_free(name, None)?;
+        if !maps.has(device) {
+            return Err(NotLabelled::Gone);
+        }
         maps.by_name.remove(&device.md.name());
         maps.by_name.insert(name.clone(), device.dev_no());
         device.md.set_name(name.clone());
         Ok(())
     }
 
-    /// Gives a device its uuid.
-    pub fn set_uuid(&self, device: &Device, uuid: &DmUuid) -> Result<(), Taken> {
+    /// Gives a device its uuid, once. Decided here: the command waits for no other one on the device.
+    pub fn set_uuid(&self, device: &Device, uuid: &DmUuid) -> Result<(), NotLabelled> {
         let mut maps = self.maps.write();
         maps.check_uuid_free(uuid)?;
+        if !maps.has(device) {
+            return Err(NotLabelled::Gone);
+        }
+        if device.md.set_uuid(uuid.clone()).is_err() {
+            let has = device.md.uuid().unwrap_or_else(|| uuid.clone());
+            return Err(NotLabelled::HasUuid(has));
+        }
         maps.by_uuid.insert(uuid.clone(), device.dev_no());
-        // The device has none yet: the caller has looked, and commands on one device come one at a time.
-        let _ = device.md.set_uuid(uuid.clone());
         Ok(())
     }
 
@@ -286,6 +315,12 @@ impl Devices {
 }
 
 impl Maps {
+    /// Whether this very device is in, and no other one of its number.
+    fn has(&self, device: &Device) -> bool {
+        let there = self.by_dev.get(&device.dev_no());
+        there.is_some_and(|there| std::ptr::eq(&raw const **there, device))
+    }
+
     fn check_free(&self, name: &DmName, uuid: Option<&DmUuid>) -> Result<(), Taken> {
         if let Some(dev) = self.by_name.get(name) {
             return Err(Taken::Name(*dev));

@@ -7,6 +7,8 @@ mod access;
 mod config;
 mod daemon;
 mod devices;
+#[cfg(test)]
+mod devices_tests;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
 pub mod keeper;

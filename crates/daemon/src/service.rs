@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use parking_lot::MutexGuard;
 use rustix::io::Errno;
 use thinmap_control::{
     CancelToken, DeviceDeps, DeviceInfo, DeviceListEntry, DeviceSelector, DeviceStatus, DmError,
@@ -14,7 +15,7 @@ use thinmap_units::{DmName, DmUuid, Sector};
 use zeroize::Zeroize;
 
 use crate::daemon::Daemon;
-use crate::devices::{Device, Lost, Saving, Taken};
+use crate::devices::{Device, Lost, NotLabelled, Saving, Taken, Visible};
 use crate::late::{has_its_inactive_table, has_its_table};
 use crate::state::SavedTable;
 
@@ -136,7 +137,8 @@ impl DmService for Daemon {
         self.devices
             .check_free(new_name, None)
             .map_err(|taken| taken_error(&taken, new_name, None))?;
-        let device = self.find(&DeviceSelector::Name(device.clone()))?;
+        let asked = device;
+        let device = self.find(&DeviceSelector::Name(asked.clone()))?;
         if let Some(path) = self.foreign_node(new_name) {
             let text = format!(
                 "device-mapper: {} belongs to another device",
@@ -144,11 +146,14 @@ impl DmService for Daemon {
             );
             return Err(DmError::new(Errno::BUSY, text));
         }
-        let mut visible = device.control.lock();
+        let mut visible = control(&device)?;
         let old_name = device.md.name();
+        if old_name != *asked {
+            return Err(DmError::no_device());
+        }
         self.devices
             .rename(&device, new_name)
-            .map_err(|taken| taken_error(&taken, new_name, None))?;
+            .map_err(|why| not_labelled(&why, new_name, None))?;
         if visible.node {
             self.add_node(&device);
             self.remove_node(&old_name);
@@ -169,16 +174,9 @@ impl DmService for Daemon {
             .check_uuid_free(uuid)
             .map_err(|taken| taken_error(&taken, device, Some(uuid)))?;
         let device = self.find(&DeviceSelector::Name(device.clone()))?;
-        if let Some(has) = device.md.uuid() {
-            let text = format!(
-                "device-mapper: ioctl: Unable to change uuid of mapped device {} to {uuid} because uuid is already set to {has}",
-                device.md.name()
-            );
-            return Err(DmError::new(Errno::INVAL, text));
-        }
         self.devices
             .set_uuid(&device, uuid)
-            .map_err(|taken| taken_error(&taken, &device.md.name(), Some(uuid)))?;
+            .map_err(|why| not_labelled(&why, &device.md.name(), Some(uuid)))?;
         self.note(&device)?;
         self.events().issue();
         Ok(self.changed(&device))
@@ -190,7 +188,7 @@ impl DmService for Daemon {
         options: SuspendOptions,
     ) -> Result<DeviceInfo, DmError> {
         let device = self.find(selector)?;
-        let control = device.control.lock();
+        let control = control(&device)?;
         has_its_table(&device)?;
         // Who makes way for a successor, or ends, does not wait for requests that nobody may let through any more.
         device
@@ -212,7 +210,7 @@ impl DmService for Daemon {
         options: SuspendOptions,
     ) -> Result<DeviceInfo, DmError> {
         let device = self.find(selector)?;
-        let mut visible = device.control.lock();
+        let mut visible = control(&device)?;
         let name = device.md.name();
         let facts = device.md.info();
         if facts.inactive.is_none() {
@@ -298,7 +296,7 @@ impl DmService for Daemon {
     ) -> Result<DeviceInfo, DmError> {
         let lines = Wiped(lines);
         let device = self.find(selector)?;
-        let control = device.control.lock();
+        let control = control(&device)?;
         device
             .md
             .load(&lines.0, read_only)
@@ -311,7 +309,7 @@ impl DmService for Daemon {
 
     fn table_clear(&self, selector: &DeviceSelector) -> Result<DeviceInfo, DmError> {
         let device = self.find(selector)?;
-        let control = device.control.lock();
+        let control = control(&device)?;
         device.md.clear();
         device.forget_lost_inactive();
         self.note(&device)?;
@@ -498,6 +496,15 @@ fn failed(device: &Device, what: &str, error: &DeviceError) -> DmError {
     }
 }
 
+/// The right to change a device. Who has waited for it may find that the command before removed the device.
+fn control(device: &Device) -> Result<MutexGuard<'_, Visible>, DmError> {
+    let control = device.control.lock();
+    match device.removing() {
+        false => Ok(control),
+        true => Err(DmError::no_device()),
+    }
+}
+
 fn slot(inactive: bool) -> WhichTable {
     if inactive {
         WhichTable::Inactive
@@ -510,6 +517,20 @@ fn suspend_flags(options: SuspendOptions) -> SuspendFlags {
     SuspendFlags {
         noflush: options.no_flush,
         lockfs: options.lock_fs,
+    }
+}
+
+fn not_labelled(why: &NotLabelled, name: &DmName, uuid: Option<&DmUuid>) -> DmError {
+    match why {
+        NotLabelled::Taken(taken) => taken_error(taken, name, uuid),
+        NotLabelled::Gone => DmError::no_device(),
+        NotLabelled::HasUuid(has) => {
+            let uuid = uuid.map_or("", DmUuid::as_str);
+            let text = format!(
+                "device-mapper: ioctl: Unable to change uuid of mapped device {name} to {uuid} because uuid is already set to {has}"
+            );
+            DmError::new(Errno::INVAL, text)
+        }
     }
 }
 

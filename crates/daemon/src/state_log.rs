@@ -70,25 +70,30 @@ impl StateLog {
     /// Notes a device's state.
     pub fn save(&self, device: &Device) -> io::Result<()> {
         let saving = device.saving.lock();
-        self.put(SavedDevice::of(device, *saving))
+        let saved = SavedDevice::of(device, *saving);
+        self.note(saved.dev_no(), Record::Device(saved), &|| device.removing())
     }
 
+    #[cfg(test)]
     fn put(&self, saved: SavedDevice) -> io::Result<()> {
-        let dev_no = saved.dev_no();
-        self.note(dev_no, Record::Device(saved))
+        self.note(saved.dev_no(), Record::Device(saved), &|| false)
     }
 
     /// Notes that a device is gone.
     pub fn remove(&self, dev_no: DevNo) {
         let DevNo { major, minor } = dev_no;
-        if let Err(error) = self.note(dev_no, Record::Gone { major, minor }) {
+        if let Err(error) = self.note(dev_no, Record::Gone { major, minor }, &|| false) {
             tracing::warn!(path = %self.path.display(), device = %dev_no, %error, "a removed device's state stays");
         }
     }
 
-    fn note(&self, dev_no: DevNo, record: Record) -> io::Result<()> {
+    /// `is_over`: nothing is to be noted any more. Asked under the lock, so that no state follows the word that a device is gone.
+    fn note(&self, dev_no: DevNo, record: Record, is_over: &dyn Fn() -> bool) -> io::Result<()> {
         let line = line(&record)?;
         let mut inner = self.inner.lock();
+        if is_over() {
+            return Ok(());
+        }
         if inner.is_due() {
             let last = std::mem::take(&mut inner.last);
             match Inner::write(&self.path, &self.keeper, last.clone()) {

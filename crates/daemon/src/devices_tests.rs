@@ -1,0 +1,116 @@
+//! Names, uuids and commands of devices that are being removed, or have been.
+
+use std::sync::Arc;
+
+use rustix::io::Errno;
+use thinmap_control::{DeviceSelector, DmError, DmService, SuspendOptions};
+use thinmap_dm::{DeviceOpener, DeviceUse, OpenDevice, OpenDeviceError, SharedState};
+use thinmap_runtime::ThreadSpawner;
+use thinmap_units::{DmName, DmUuid};
+
+use crate::daemon::Daemon;
+use crate::devices::NotLabelled;
+
+struct Nothing;
+
+impl DeviceOpener for Nothing {
+    fn open(&self, request: OpenDevice<'_>) -> Result<DeviceUse, OpenDeviceError> {
+        Err(OpenDeviceError {
+            reason: format!("{}: no such disk", request.spec),
+            errno: Errno::NODEV.raw_os_error(),
+        })
+    }
+}
+
+fn daemon() -> Arc<Daemon> {
+    let spawner = Arc::new(ThreadSpawner::new());
+    Daemon::without_host(spawner, Arc::new(Nothing), SharedState::default()).expect("a daemon")
+}
+
+fn name(text: &str) -> DmName {
+    DmName::new(text).expect("a name")
+}
+
+fn uuid(text: &str) -> DmUuid {
+    DmUuid::new(text).expect("a uuid")
+}
+
+#[test]
+fn a_device_that_is_gone_gets_neither_name_nor_uuid() {
+    let daemon = daemon();
+    daemon.create(&name("old"), None, None).expect("created");
+    let gone = daemon.devices.by_name(&name("old")).expect("a device");
+    daemon.remove_now(&gone).expect("removed");
+    let number = Some(gone.dev_no().minor);
+    daemon.create(&name("next"), None, number).expect("created");
+    let devices = &daemon.devices;
+    let next = devices.by_name(&name("next")).expect("a device");
+    assert_eq!(next.dev_no(), gone.dev_no(), "of the same number");
+    assert_eq!(
+        devices.rename(&gone, &name("ghost")),
+        Err(NotLabelled::Gone)
+    );
+    assert_eq!(
+        devices.set_uuid(&gone, &uuid("ghost")),
+        Err(NotLabelled::Gone)
+    );
+    devices.remove(&gone);
+    assert!(devices.by_name(&name("ghost")).is_none());
+    assert!(devices.by_uuid(&uuid("ghost")).is_none());
+    assert!(devices.by_name(&name("next")).is_some());
+}
+
+/// They had found the device before its removal began, and waited for it.
+#[test]
+fn commands_that_waited_for_a_removal_find_no_device() {
+    let daemon = daemon();
+    let options = SuspendOptions {
+        no_flush: true,
+        lock_fs: false,
+    };
+    let by_name = || DeviceSelector::Name(name("d"));
+    type Command = Box<dyn Fn(&Daemon) -> Result<(), DmError> + Send>;
+    let commands: [Command; 5] = [
+        Box::new(|daemon| daemon.rename(&name("d"), &name("ghost")).map(drop)),
+        Box::new(move |daemon| daemon.suspend(&by_name(), options).map(drop)),
+        Box::new(move |daemon| daemon.resume(&by_name(), options).map(drop)),
+        Box::new(move |daemon| daemon.table_clear(&by_name()).map(drop)),
+        Box::new(move |daemon| daemon.table_load(&by_name(), Vec::new(), false).map(drop)),
+    ];
+    for command in commands {
+        daemon.create(&name("d"), None, None).expect("created");
+        let device = daemon.devices.by_name(&name("d")).expect("a device");
+        let control = device.control.lock();
+        let waits = {
+            let daemon = daemon.clone();
+            std::thread::spawn(move || command(&daemon))
+        };
+        // The device's own users: the map, this function, and the command once it has found it.
+        while Arc::strong_count(&device) < 3 {
+            std::thread::yield_now();
+        }
+        device.set_removing(true);
+        drop(control);
+        let refused = waits.join().expect("no panic").expect_err("it is gone");
+        assert_eq!(refused.errno, Errno::NXIO.raw_os_error());
+        device.set_removing(false);
+        daemon.remove_now(&device).expect("removed");
+        assert!(daemon.devices.by_name(&name("ghost")).is_none());
+    }
+}
+
+#[test]
+fn of_two_uuids_at_once_a_device_keeps_the_first() {
+    let daemon = daemon();
+    daemon.create(&name("d"), None, None).expect("created");
+    let device = daemon.devices.by_name(&name("d")).expect("a device");
+    let devices = &daemon.devices;
+    assert_eq!(devices.set_uuid(&device, &uuid("one")), Ok(()));
+    let has = NotLabelled::HasUuid(uuid("one"));
+    assert_eq!(devices.set_uuid(&device, &uuid("two")), Err(has));
+    assert!(devices.by_uuid(&uuid("two")).is_none(), "it stays free");
+    let refused = daemon.set_uuid(&name("d"), &uuid("two"));
+    let refused = refused.expect_err("it has one");
+    assert_eq!(refused.errno, Errno::INVAL.raw_os_error());
+    assert!(refused.text.contains("already set to one"), "{refused:?}");
+}
