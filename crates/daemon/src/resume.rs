@@ -23,8 +23,7 @@ use crate::state::{SavedDevice, SavedTable};
 
 /// How long backings may take to answer before the others are served without them.
 const ANSWER_MAX: Duration = Duration::from_secs(5);
-/// How long backings may be held by what the dead daemon had in flight on them, all together: the keeper waits 60 s for a daemon to
-/// serve.
+/// How long backings may be held by what the dead daemon had in flight on them, all together: the keeper waits 60 s for the next table.
 pub(crate) const BUSY_MAX: Duration = Duration::from_secs(45);
 
 impl Daemon {
@@ -133,6 +132,7 @@ impl Daemon {
             *device.saving.lock() = Saving::OnTheWayBack;
             let made = make_live(device, table, until);
             *device.saving.lock() = Saving::AsIs;
+            self.got_on();
             if let Err(error) = made {
                 self.did_not_come_back(one, table, &error);
             }
@@ -147,7 +147,9 @@ impl Daemon {
             };
             let device = &one.device;
             let load = || device.md.load(&table.lines(), table.read_only);
-            if let Err(error) = patiently(until, load) {
+            let loaded = patiently(until, load);
+            self.got_on();
+            if let Err(error) = loaded {
                 tracing::error!(device = %device.md.name(), %error, "its inactive table cannot come back; the next daemon tries again");
                 device.lost.lock().inactive = Some(table.clone());
             }
@@ -164,6 +166,13 @@ impl Daemon {
             {
                 tracing::error!(device = %one.device.md.name(), %error, "cannot be suspended again");
             }
+        }
+    }
+
+    /// Many slow tables take long together: the keeper need not think that this daemon hangs.
+    fn got_on(&self) {
+        if let Some(continuity) = &self.continuity {
+            continuity.link.progress();
         }
     }
 
