@@ -32,7 +32,7 @@ mod watchdog;
 mod without_host;
 
 pub use access::{Access, AccessError, AccessSection};
-pub use config::{Config, ConfigError, ConfigFile, ContinuitySection};
+pub use config::{Config, ConfigError, ConfigFile, ContinuitySection, last_config};
 pub use daemon::Daemon;
 pub use lifecycle::{RunError, run};
 pub use privileges::give_up as give_up_privileges;

@@ -104,6 +104,7 @@ fn serve(config: &Config, link: Option<Arc<KeeperLink>>) -> Result<(), RunError>
     let access = can_do_without(is_successor, NO_ACCESS, config.file.access.resolve())?;
     let mut server = claim(config, link.as_deref())?;
     server.admit_whom_the_mode_admits(access.administrators.is_some());
+    config.keep_for_successors(is_successor);
     process::prepare(config);
     if !is_successor {
         block_node::clean_stale(&config.run_dir);
