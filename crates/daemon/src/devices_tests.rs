@@ -3,10 +3,10 @@
 use std::sync::Arc;
 
 use rustix::io::Errno;
-use thinmap_control::{DeviceSelector, DmError, DmService, SuspendOptions};
+use thinmap_control::{DeviceSelector, DmError, DmService, NativeService, SuspendOptions};
 use thinmap_dm::{DeviceOpener, DeviceUse, OpenDevice, OpenDeviceError, SharedState};
 use thinmap_runtime::ThreadSpawner;
-use thinmap_units::{DmName, DmUuid};
+use thinmap_units::{DevNo, DmName, DmUuid};
 
 use crate::daemon::Daemon;
 use crate::devices::NotLabelled;
@@ -113,4 +113,29 @@ fn of_two_uuids_at_once_a_device_keeps_the_first() {
     let refused = refused.expect_err("it has one");
     assert_eq!(refused.errno, Errno::INVAL.raw_os_error());
     assert!(refused.text.contains("already set to one"), "{refused:?}");
+}
+
+/// Somebody opened it after the stop had looked.
+#[test]
+fn a_stop_without_force_leaves_a_device_that_became_busy() {
+    let daemon = daemon();
+    for one in ["busy", "free"] {
+        daemon.create(&name(one), None, None).expect("created");
+    }
+    let busy = daemon.devices.by_name(&name("busy")).expect("a device");
+    let user = busy.md.open_for_table(DevNo::new(7, 99), false);
+    let user = user.expect("opened");
+    let refused = daemon.stop(false).expect_err("busy");
+    assert_eq!(refused.errno, Errno::BUSY.raw_os_error());
+    for said in ["busy is in use", "removed by now: 1"] {
+        assert!(refused.text.contains(said), "{refused:?}");
+    }
+    assert!(!daemon.is_stopping());
+    assert!(daemon.devices.by_name(&name("busy")).is_some());
+    daemon.create(&name("free"), None, None).expect("created");
+    drop(user);
+    daemon.stop(false).expect("stops");
+    let late = daemon.create(&name("late"), None, None);
+    late.expect_err("it would be cut off");
+    assert!(daemon.is_stopping() && daemon.devices.all().is_empty());
 }

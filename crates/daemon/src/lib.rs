@@ -9,6 +9,7 @@ mod daemon;
 mod devices;
 #[cfg(test)]
 mod devices_tests;
+mod ending;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
 pub mod keeper;

@@ -26,7 +26,7 @@ use crate::late::Late;
 use crate::nodes::Nodes;
 use crate::opener::Opener;
 use crate::reaper::Reaper;
-use crate::state_log::StateLog;
+use crate::state_log::{self, Before, StateLog};
 use crate::{nbd, process};
 
 /// Why the daemon could not start.
@@ -260,7 +260,12 @@ fn build(
         Some(link) => {
             env.shared.of::<KeptMemory>().set(link.clone());
             thinmap_exports::freeze::set_holder(link.clone());
-            let opened = StateLog::open(&config.run_dir, link.keeper());
+            let before = Before {
+                file: link.take(state_log::HELD_AS),
+                is_successor,
+            };
+            let (keeper, holder) = (link.keeper(), link.clone());
+            let opened = StateLog::open(&config.run_dir, keeper, Some(holder), before);
             let (state, saved) = opened.map_err(taking_over)?;
             (Some(Continuity { link, state }), saved)
         }
@@ -281,6 +286,7 @@ fn build(
         reaper: handle,
         notes,
         stopping: Stopping::default(),
+        emptying: RwLock::default(),
         continuity,
     });
     let kept = daemon.env.shared.of::<KeptMemory>();

@@ -80,6 +80,14 @@ impl DmService for Daemon {
             },
             text: format!("device-mapper: {name}: no block device can be made: {e}"),
         })?;
+        let emptying = self.emptying.read();
+        if *emptying {
+            let _ = node.remove(true);
+            return Err(DmError::new(
+                Errno::BUSY,
+                "device-mapper: the daemon is stopping",
+            ));
+        }
         let md = MappedDevice::new(
             self.env.clone(),
             self.registry,
@@ -92,6 +100,7 @@ impl DmService for Daemon {
             let _ = device.node.remove(true);
             return Err(taken_error(&taken, name, uuid));
         }
+        drop(emptying);
         self.note(&device)?;
         self.events().issue();
         Ok(self.info(&device))
@@ -225,7 +234,7 @@ impl DmService for Daemon {
         let uevent = facts.suspended || facts.inactive.is_some();
         // CRASH: noted before it is done. From then on requests go by the new table, and a successor must not take the old one.
         *device.saving.lock() = Saving::AfterResume;
-        let noted = self.note(&device);
+        let noted = self.note_as(&device, "not resumed: its state");
         let resumed = noted.and_then(|()| {
             device
                 .md
@@ -237,7 +246,7 @@ impl DmService for Daemon {
             true => std::mem::take(&mut *device.lost.lock()),
             false => Lost::default(),
         };
-        self.note(&device)?;
+        let noted = self.note(&device);
         resumed?;
         if !changes.is_empty() {
             self.give_up_snapshots(&changes);
@@ -253,6 +262,7 @@ impl DmService for Daemon {
             errno: e.errno(),
             text: format!("device-mapper: {name}: live, but its block device failed: {e}"),
         })?;
+        noted?;
         drop(visible);
         if facts.inactive.is_some() {
             self.events().issue();
