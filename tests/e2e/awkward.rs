@@ -79,6 +79,31 @@ fn a_removal_that_waits_keeps_no_command_from_other_devices() {
 }
 
 #[test]
+fn a_deferred_removal_waits_for_its_nbd_clients_to_come_back() {
+    if !can_make_block_devices("a_deferred_removal_waits_for_its_nbd_clients_to_come_back") {
+        return;
+    }
+    let world = world();
+    // A client that is cut off by the daemon's death, and one that is there after it, as the same one would be.
+    let client = || {
+        world.sh("dmsetup suspend --noflush --nolockfs low");
+        let client = world.start("nbdcopy \"nbd+unix:///up?socket=$RUN/nbd.sock\" null:");
+        world.sh("until dmsetup info up | grep -q 'Open count: *[1-9]'; do sleep 0.05; done");
+        client
+    };
+    let mut first = client();
+    world.sh("dmsetup remove --deferred up");
+    world.kill_daemon();
+    world.sh("timeout 60 dmsetup ls; dmsetup info up | grep 'DEFERRED REMOVE'");
+    first.0.wait().expect("nbdcopy");
+    let mut second = client();
+    world.sh("dmsetup resume low");
+    assert!(second.0.wait().expect("nbdcopy").success());
+    world.sh("while dmsetup info up 2>/dev/null; do sleep 0.1; done; dmsetup remove low other");
+    world.end();
+}
+
+#[test]
 fn a_full_run_directory_costs_no_device() {
     if !can_make_block_devices("a_full_run_directory_costs_no_device") {
         return;

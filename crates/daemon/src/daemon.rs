@@ -336,7 +336,11 @@ impl Daemon {
                     && (d.control.try_lock())
                         .is_some_and(|visible| self.remove_locked(d, visible, false).is_ok())
             };
-            if device.deferred_remove() && !free(&device) {
+            if !device.deferred_remove() {
+                continue;
+            }
+            let connected = self.nbd_connections(&device) > 0;
+            if device.awaits_clients(self.env.clock.now(), connected) || !free(&device) {
                 left = true;
             }
         }
@@ -360,6 +364,9 @@ impl Daemon {
     }
 }
 
+/// How long a removal that was deferred for NBD clients waits for them after a daemon's death: a client tries again at once, or every
+/// few seconds.
+pub(crate) const CLIENTS_BACK: Duration = Duration::from_secs(60);
 const NOTED_AFTER: &str = "done, but its state";
 /// How long the daemon's end waits for a command on a device.
 const CONTROL_PATIENCE: Duration = Duration::from_secs(1);

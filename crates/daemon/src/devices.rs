@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use parking_lot::{Mutex, RwLock};
 use thinmap_dm::{DeviceUse, MappedDevice};
@@ -30,7 +31,19 @@ pub struct Device {
     /// What its users reach while it has no table for that reason.
     pub stand_in: Mutex<Option<Arc<StandIn>>>,
     deferred_remove: AtomicBool,
+    /// When its removal was deferred it had NBD clients.
+    nbd_clients: AtomicBool,
+    /// Those of the last daemon, as long as they may come back to it.
+    awaited_clients: Mutex<Option<Awaited>>,
     removing: AtomicBool,
+}
+
+/// NBD clients that a dead daemon has lost: nothing of theirs is left until they come back.
+struct Awaited {
+    /// When they are not waited for any more.
+    until: Duration,
+    /// One has come.
+    seen: bool,
 }
 
 /// What a device had under the last daemon and does not have: its tables' backings do not answer yet, or its tables cannot be loaded.
@@ -89,6 +102,8 @@ impl Device {
             lost: Mutex::default(),
             stand_in: Mutex::default(),
             deferred_remove: AtomicBool::new(false),
+            nbd_clients: AtomicBool::new(false),
+            awaited_clients: Mutex::default(),
             removing: AtomicBool::new(false),
         }
     }
@@ -157,6 +172,36 @@ impl Device {
     /// Asks for removal after the last user, or takes that back.
     pub fn set_deferred_remove(&self, on: bool) {
         self.deferred_remove.store(on, Ordering::Release);
+    }
+
+    /// Whether NBD clients had it open when its removal was deferred.
+    pub fn nbd_clients(&self) -> bool {
+        self.nbd_clients.load(Ordering::Acquire)
+    }
+
+    /// Notes whether NBD clients have it open.
+    pub fn set_nbd_clients(&self, on: bool) {
+        self.nbd_clients.store(on, Ordering::Release);
+    }
+
+    /// NBD clients of the last daemon may come back until then.
+    pub fn await_clients(&self, until: Duration) {
+        let seen = false;
+        *self.awaited_clients.lock() = Some(Awaited { until, seen });
+    }
+
+    /// Whether a deferred removal is to wait for the last daemon's NBD clients: until one has come and gone, or the time is over.
+    pub fn awaits_clients(&self, now: Duration, connected: bool) -> bool {
+        let mut awaited = self.awaited_clients.lock();
+        let waits = awaited.as_mut().is_some_and(|awaited| {
+            let has_gone = awaited.seen && !connected;
+            awaited.seen |= connected;
+            !has_gone && (connected || now < awaited.until)
+        });
+        if !waits {
+            *awaited = None;
+        }
+        waits
     }
 
     /// Removal has begun: no command finds the device any more.

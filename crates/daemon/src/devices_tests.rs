@@ -1,6 +1,7 @@
 //! Names, uuids and commands of devices that are being removed, or have been.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use rustix::io::Errno;
 use thinmap_control::{DeviceSelector, DmError, DmService, NativeService, SuspendOptions};
@@ -8,7 +9,7 @@ use thinmap_dm::{DeviceOpener, DeviceUse, OpenDevice, OpenDeviceError, SharedSta
 use thinmap_runtime::ThreadSpawner;
 use thinmap_units::{DevNo, DmName, DmUuid};
 
-use crate::daemon::Daemon;
+use crate::daemon::{CLIENTS_BACK, Daemon};
 use crate::devices::NotLabelled;
 
 struct Nothing;
@@ -138,4 +139,31 @@ fn a_stop_without_force_leaves_a_device_that_became_busy() {
     let late = daemon.create(&name("late"), None, None);
     late.expect_err("it would be cut off");
     assert!(daemon.is_stopping() && daemon.devices.all().is_empty());
+}
+
+#[test]
+fn a_deferred_removal_waits_for_nbd_clients_of_before_until_one_has_come_and_gone() {
+    let daemon = daemon();
+    let make = || {
+        daemon.create(&name("d"), None, None).expect("created");
+        daemon.devices.by_name(&name("d")).expect("a device")
+    };
+    let soon = Duration::from_secs(1);
+    let later = Duration::from_secs(2);
+    let device = make();
+    assert!(!device.awaits_clients(soon, false), "it had none");
+    device.await_clients(later);
+    for (connected, waits) in [(false, true), (true, true), (true, true), (false, false)] {
+        assert_eq!(device.awaits_clients(soon, connected), waits);
+    }
+    assert!(!device.awaits_clients(soon, false), "one has come and gone");
+    device.await_clients(later);
+    assert!(!device.awaits_clients(later, false), "none came");
+    device.await_clients(daemon.env.clock.now() + CLIENTS_BACK);
+    device.set_deferred_remove(true);
+    assert!(daemon.reap(), "it waits");
+    assert!(daemon.devices.by_name(&name("d")).is_some());
+    device.await_clients(Duration::ZERO);
+    assert!(!daemon.reap());
+    assert!(daemon.devices.by_name(&name("d")).is_none());
 }

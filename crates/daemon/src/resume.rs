@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use thinmap_dm::{DeviceError, DeviceUse, MappedDevice, SuspendFlags, WhichTable};
 use thinmap_units::{DevNo, DmName, DmUuid};
 
-use crate::daemon::Daemon;
+use crate::daemon::{CLIENTS_BACK, Daemon};
 use crate::devices::{Device, Lost, Saving};
 use crate::late::Late;
 use crate::opener::{patient_until, while_busy};
@@ -273,6 +273,10 @@ impl Daemon {
         let md = MappedDevice::new(env, registry, saved.dev_no(), name, uuid);
         let device = Arc::new(Device::new(md, node));
         device.set_deferred_remove(saved.deferred_remove);
+        device.set_nbd_clients(saved.nbd_clients);
+        if saved.nbd_clients {
+            device.await_clients(self.env.clock.now() + CLIENTS_BACK);
+        }
         // One more than the last that was noted: who waits for an event looks anew.
         device.md.event().restore(saved.event_nr.wrapping_add(1));
         self.devices

@@ -35,8 +35,7 @@ impl DmService for Daemon {
         }
         if deferred {
             for device in self.devices.all() {
-                device.set_deferred_remove(true);
-                self.note(&device)?;
+                self.defer(&device)?;
             }
             self.reaper.wake();
         }
@@ -122,8 +121,7 @@ impl DmService for Daemon {
                 self.reap();
             }
             Err(error) if deferred && error.errno == Errno::BUSY.raw_os_error() => {
-                device.set_deferred_remove(true);
-                self.note(&device)?;
+                self.defer(&device)?;
                 self.reaper.wake();
                 removal.waits = true;
                 removal.uevent = false;
@@ -397,6 +395,13 @@ impl Daemon {
         device
             .filter(|device| !device.removing())
             .ok_or_else(DmError::no_device)
+    }
+
+    /// Has a device removed when its last user goes.
+    fn defer(&self, device: &Device) -> Result<(), DmError> {
+        device.set_nbd_clients(self.nbd_connections(device) > 0);
+        device.set_deferred_remove(true);
+        self.note(device)
     }
 
     fn info(&self, device: &Device) -> DeviceInfo {

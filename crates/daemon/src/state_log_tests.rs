@@ -18,6 +18,7 @@ fn saved(minor: u32, name: &str) -> SavedDevice {
         suspended: false,
         frozen: false,
         deferred_remove: false,
+        nbd_clients: false,
         live: None,
         inactive: None,
         limits: QueueLimits::STACKING,
