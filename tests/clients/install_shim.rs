@@ -196,7 +196,8 @@ fn what_would_do_harm_is_refused_and_leaves_nothing() {
         thinmap install-shim > /dev/null; refused env THINMAP_SHIM=bad.so thinmap install-shim > /dev/null
         cmp $SO $SHIM; /bin/true; thinmap uninstall-shim > /dev/null; clean
         # Places that others could change.
-        mkdir -m 777 $DIR; refused thinmap install-shim; chmod 755 $DIR; chown 65534 $DIR; refused thinmap install-shim; rmdir $DIR
+        mkdir -m 777 $DIR; refused thinmap install-shim; chgrp 50 $DIR; chmod 2775 $DIR; refused thinmap install-shim
+        chgrp 0 $DIR; chmod 755 $DIR; chown 65534 $DIR; refused thinmap install-shim; rmdir $DIR
         ln -s elsewhere $LIST; refused thinmap install-shim; rm $LIST; test ! -e /etc/elsewhere
         mkdir $LIST; refused thinmap install-shim; refused thinmap uninstall-shim; rmdir $LIST; clean
         "#,
@@ -222,6 +223,7 @@ fn what_would_do_harm_is_refused_and_leaves_nothing() {
         "thinmap: ... `GLIBC_9.34' not found\n",
         "thinmap: THINMAP_SHIM=none.so: No such file or directory (os error 2)\n",
         "thinmap: /usr/local/lib/thinmap: may be changed by every user\n",
+        "thinmap: /usr/local/lib/thinmap: may be changed by group 50: chmod g-w /usr/local/lib/thinmap\n",
         "thinmap: /usr/local/lib/thinmap: belongs to user 65534, not to root\n",
         "thinmap: /etc/ld.so.preload: is a symbolic link; edit what it points to by hand\n",
         "thinmap: /etc/ld.so.preload: Invalid argument (os error 22)\n",

@@ -79,6 +79,31 @@ fn a_removal_that_waits_keeps_no_command_from_other_devices() {
 }
 
 #[test]
+fn a_deferred_removal_waits_for_its_nbd_clients_to_come_back() {
+    if !can_make_block_devices("a_deferred_removal_waits_for_its_nbd_clients_to_come_back") {
+        return;
+    }
+    let world = world();
+    // A client that is cut off by the daemon's death, and one that is there after it, as the same one would be.
+    let client = || {
+        world.sh("dmsetup suspend --noflush --nolockfs low");
+        let client = world.start("nbdcopy \"nbd+unix:///up?socket=$RUN/nbd.sock\" null:");
+        world.sh("until dmsetup info up | grep -q 'Open count: *[1-9]'; do sleep 0.05; done");
+        client
+    };
+    let mut first = client();
+    world.sh("dmsetup remove --deferred up");
+    world.kill_daemon();
+    world.sh("timeout 60 dmsetup ls; dmsetup info up | grep 'DEFERRED REMOVE'");
+    first.0.wait().expect("nbdcopy");
+    let mut second = client();
+    world.sh("dmsetup resume low");
+    assert!(second.0.wait().expect("nbdcopy").success());
+    world.sh("while dmsetup info up 2>/dev/null; do sleep 0.1; done; dmsetup remove low other");
+    world.end();
+}
+
+#[test]
 fn a_full_run_directory_costs_no_device() {
     if !can_make_block_devices("a_full_run_directory_costs_no_device") {
         return;
@@ -93,7 +118,63 @@ fn a_full_run_directory_costs_no_device() {
     world.sh("timeout 60 dd if=$M/one of=/dev/null bs=4k count=1 iflag=direct
          timeout 60 dmsetup table one | grep linear; rm run/fill; dmsetup create two --table '0 8 zero'");
     world.kill_daemon();
-    world.sh("timeout 60 dmsetup table two; dmsetup remove one two; thinmap --no-autostart stop; umount -l run");
+    world.sh("timeout 60 dmsetup table two; dmsetup remove one two");
+    // Without devices, too. What a resume could not be noted for it has not done. The file is held, and so its last block cannot be used.
+    world.sh(
+        "dmsetup create three --notable; dmsetup load three --table '0 8 zero'; rm run/state.log
+         dd if=/dev/zero of=run/fill bs=1 2>/dev/null count=1M || true",
+    );
+    let said = world.fails("dmsetup resume three");
+    assert!(said.contains("not resumed"), "{said}");
+    world.sh("dmsetup info three | grep 'Tables present.*INACTIVE'; dmsetup remove three");
+    world.kill_daemon();
+    world.sh("timeout 60 thinmap --no-autostart ping");
+    world.fails("dmsetup create four --table '0 8 zero'");
+    world.sh("rm run/fill; dmsetup remove four || true; dmsetup create four --table '0 8 zero'; dmsetup remove four
+         thinmap --no-autostart stop; umount -l run");
+}
+
+#[test]
+fn a_configuration_of_an_earlier_life_is_no_successors() {
+    if !can_make_block_devices("a_configuration_of_an_earlier_life_is_no_successors") {
+        return;
+    }
+    let world = World::new();
+    world.sh(
+        "printf '[nbd]\nunix = false\n' > config.toml; thinmap daemon --detach --config config.toml
+         test -e $RUN/config.last; thinmap stop
+         thinmap daemon --detach; test ! -e $RUN/config.last",
+    );
+    world.end();
+}
+
+#[test]
+fn a_run_directory_without_state_or_that_cannot_be_written_costs_no_device() {
+    let name = "a_run_directory_without_state_or_that_cannot_be_written_costs_no_device";
+    if !can_make_block_devices(name) {
+        return;
+    }
+    let world = World::new();
+    let read = "timeout 60 dd if=$M/one of=/dev/null bs=4k count=1 iflag=direct status=none";
+    world.sh(
+        "truncate -s 1M disk.img; dmsetup create one --table \"0 2048 linear $PWD/disk.img 0\"",
+    );
+    // Somebody cleans up.
+    world.sh("rm $RUN/state.log");
+    world.kill_daemon();
+    world.sh(read);
+    assert!(world.daemon_log().contains("ERROR"), "it says so");
+    world.sh("rm $RUN/state.log; dmsetup create two --table '0 8 zero'");
+    world.kill_daemon();
+    world.sh(&format!("{read}; dmsetup table two"));
+    // A file system that has become read-only.
+    world.sh("mount --rbind $RUN $RUN; mount -o remount,ro,bind $RUN");
+    world.kill_daemon();
+    world.sh(&format!("{read}; dmsetup table two"));
+    let said = world.fails("dmsetup create three --table '0 8 zero'");
+    assert!(said.contains("Read-only file system"), "{said}");
+    world.sh("umount -l $RUN; dmsetup remove one two; dmsetup remove three || true");
+    world.end();
 }
 
 #[test]

@@ -105,6 +105,7 @@ fn requests_wait_for_a_path_or_fail_as_they_were_told() {
          : and a removal fails it
          dmsetup message m 0 \"fail_path $PWD/disk\"
          put 64 & writer=$!
+         until grep -q '^State:.D' /proc/$writer/status; do sleep 0.01; done
          thinmap stop --force
          ! wait $writer",
         bytes = SECTORS * 512

@@ -127,7 +127,7 @@ fn a_daemon_of_another_mount_namespace_at_the_same_path_is_left_alone() {
     let world = World::without_keeper();
     // As in a container: the run directory at the same path is another directory.
     let elsewhere = "
-        mkdir -p run mapper; mount -t tmpfs elsewhere run; mount -t tmpfs elsewhere mapper
+        mkdir -p run mapper; mount -t tmpfs -o mode=700 elsewhere run; mount -t tmpfs elsewhere mapper
         truncate -s 8M other.img
         dmsetup create other --table \"0 16384 linear $PWD/other.img 0\"
         echo elsewhere | dd of=$M/other bs=512 conv=sync oflag=direct status=none

@@ -32,10 +32,12 @@ fn others_get_in_nowhere() {
     }
     let world = world_seen_by_others();
     with_a_volume(&world);
-    let modes = world.sh("stat -c %a $RUN $RUN/control.sock $RUN/nbd.sock $RUN/daemon.log $M/vol");
+    let modes = world.sh(
+        "stat -c %a $RUN $RUN/control.sock $RUN/nbd.sock $RUN/daemon.log $RUN/start.lock $M/vol",
+    );
     assert_eq!(
         modes.split_whitespace().collect::<Vec<_>>(),
-        ["700", "600", "600", "600", "600"]
+        ["700", "600", "600", "600", "600", "600"]
     );
     // Also with the run directory open: each thing in it is closed by itself.
     world.sh("chmod 755 $RUN");
@@ -47,6 +49,8 @@ fn others_get_in_nowhere() {
         "nbdinfo \"nbd+unix:///vol?socket=$RUN/nbd.sock\"",
         "head -c 512 $M/vol",
         "head -c 512 $RUN/daemon.log",
+        "head -c 1 $RUN/start.lock",
+        "head -c 1 $RUN/control.lock",
         "ls $RUN/fuse",
         "touch $RUN/mine",
     ] {
@@ -78,8 +82,71 @@ fn a_group_gets_what_it_is_given_and_no_more() {
     world.sh(&users(over_nbd));
     world.fails(&users("dmsetup ls"));
     world.fails(&users("thinmap stop --force"));
-    for stranger in ["dmsetup ls", over_nbd, "head -c 512 $M/vol", "ls $RUN"] {
+    for stranger in [
+        "dmsetup ls",
+        over_nbd,
+        "head -c 512 $M/vol",
+        "ls $RUN",
+        // Whoever can open it can hold it, and keep the daemon from starting.
+        "head -c 1 $RUN/control.lock",
+    ] {
         world.fails(&format!("bash as_other 65534 {stranger}"));
+    }
+    world.sh("dmsetup remove vol; dmsetup remove pool");
+    world.sh(&admins("thinmap stop"));
+    world.end();
+}
+
+#[test]
+fn a_group_that_the_configuration_has_no_more_is_out_after_an_upgrade() {
+    if !can_make_block_devices("a_group_that_the_configuration_has_no_more_is_out_after_an_upgrade")
+    {
+        return;
+    }
+    let world = world_seen_by_others();
+    let configure = |lines: &str| world.sh(&format!("printf '[access]\\n{lines}' > thinmap.toml"));
+    let groups = |administrators: u32, devices: u32| {
+        format!("administrators = \"{administrators}\"\\ndevices = \"{devices}\"\\n")
+    };
+    configure(&groups(ADMINISTRATORS, DEVICES));
+    world.sh("thinmap daemon --detach --config thinmap.toml");
+    with_a_volume(&world);
+    let over_nbd = "nbdinfo \"nbd+unix:///vol?socket=$RUN/nbd.sock\"";
+    let allowed = [
+        (ADMINISTRATORS, "dmsetup ls"),
+        (DEVICES, "head -c 512 $M/vol"),
+        (DEVICES, over_nbd),
+    ];
+    let modes = || {
+        let modes =
+            world.sh("stat -c %a $RUN $RUN/control.sock $RUN/control.lock $RUN/nbd.sock $M/vol");
+        modes.split_whitespace().collect::<Vec<_>>().join(" ")
+    };
+    assert_eq!(modes(), "711 660 640 660 660");
+    // To others, to nobody, and to a group that is no more.
+    for (now, others) in [
+        (groups(ADMINISTRATORS + 10, DEVICES + 10), 10),
+        (String::new(), 0),
+        (groups(ADMINISTRATORS, DEVICES), 0),
+        ("devices = \"no-such-group\"\\n".to_owned(), 0),
+    ] {
+        configure(&now);
+        world.sh("thinmap upgrade");
+        let have_groups = now.contains("administrators");
+        for (group, command) in allowed {
+            let command = |group: u32| format!("bash as_other {group} {command}");
+            if have_groups {
+                world.sh(&command(group + others));
+            }
+            if others > 0 || !have_groups {
+                world.fails(&command(group));
+            }
+        }
+        let expected = match have_groups {
+            true => "711 660 640 660 660",
+            false => "700 600 600 600 600",
+        };
+        assert_eq!(modes(), expected, "{now}");
     }
     world.sh("dmsetup remove vol; dmsetup remove pool");
     world.end();

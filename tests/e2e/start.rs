@@ -37,12 +37,13 @@ fn a_run_directory_that_others_may_change_is_refused() {
         return;
     }
     let world = World::new();
-    let error =
-        world.fails("mkdir -m 777 open-to-all; THINMAP_RUN_DIR=$PWD/open-to-all dmsetup ls");
-    assert!(
-        error.contains("open-to-all") && error.contains("0777"),
-        "{error}"
-    );
+    // The sticky bit keeps nobody from putting files there that are not there yet.
+    for mode in ["0777", "1777"] {
+        let error = world.fails(&format!(
+            "mkdir -m {mode} open-{mode}; THINMAP_RUN_DIR=$PWD/open-{mode} dmsetup ls"
+        ));
+        assert!(error.contains(&format!("(mode {mode})")), "{error}");
+    }
     let error = world.fails("THINMAP_RUN_DIR=$PWD/$(printf 'd%.0s' $(seq 120)) dmsetup ls");
     assert!(error.contains("107 bytes"), "{error}");
     world.end();

@@ -47,11 +47,12 @@ pub fn run(options: &DaemonOptions) -> anyhow::Result<i32> {
     let _log = log::start();
     options.paths.make_run_dir()?;
     let is_successor = link.as_ref().is_some_and(|link| link.is_successor());
-    let file = read_config(options, is_successor)?;
+    let (file, source) = read_config(options, is_successor)?;
     let config = thinmap_daemon::Config {
         run_dir: options.paths.run_dir.clone(),
         dev_dir: options.paths.dev_dir.clone(),
         file,
+        source,
     };
     if link.is_none() && wants_keeper(options, &config.file.continuity) {
         return run_keeper(options, config.file.continuity);
@@ -60,28 +61,27 @@ pub fn run(options: &DaemonOptions) -> anyhow::Result<i32> {
     Ok(0)
 }
 
-/// What the configuration file says, or, when it has become unusable, what it said to the last daemon: devices that are in use must
-/// not go for a slip of the pen.
-fn read_config(options: &DaemonOptions, is_successor: bool) -> anyhow::Result<ConfigFile> {
+/// What the configuration file says, with its path, or, when it has become unusable, what it said to the last daemon: devices that are in
+/// use must not go for a slip of the pen.
+fn read_config(
+    options: &DaemonOptions,
+    is_successor: bool,
+) -> anyhow::Result<(ConfigFile, Option<PathBuf>)> {
     let default = PathBuf::from(DEFAULT_CONFIG_FILE);
     let path = match &options.config_file {
         Some(path) => path,
         None if default.exists() => &default,
-        None => return Ok(ConfigFile::default()),
+        None => return Ok(Default::default()),
     };
-    let copy = options.paths.run_dir.join("config.last");
+    let copy = thinmap_daemon::last_config(&options.paths.run_dir);
     match ConfigFile::read(path) {
-        Ok(file) => {
-            // Best effort: it is needed only if the file breaks later.
-            let _ = std::fs::copy(path, &copy);
-            Ok(file)
-        }
+        Ok(file) => Ok((file, Some(path.clone()))),
         Err(error) if is_successor && copy.exists() => {
             tracing::error!(
                 %error,
                 "the configuration of the daemon before stays in force"
             );
-            Ok(ConfigFile::read(&copy)?)
+            Ok((ConfigFile::read(&copy)?, None))
         }
         Err(error) => Err(error.into()),
     }

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use rustix::fs::FlockOperation;
+use rustix::fs::{FlockOperation, Mode};
 use thinmap_control::native::{NativeRequest, NativeResponse};
 use thinmap_control::{CallError, Client};
 
@@ -78,7 +78,10 @@ fn start(paths: &RunPaths) -> io::Result<Client> {
         .create(true)
         .truncate(false)
         .write(true)
+        .mode(0o600)
         .open(paths.run_dir.join("start.lock"))?;
+    // Also one that was made with another mode: whoever may open it may hold it for ever.
+    let _ = rustix::fs::fchmod(&lock, Mode::RUSR | Mode::WUSR);
     rustix::fs::flock(&lock, FlockOperation::LockExclusive)?;
     if let Ok(client) = answering(&paths.control_socket()) {
         return Ok(client);

@@ -66,8 +66,8 @@ impl RunPaths {
                 dir.display()
             );
         }
-        // Where entries are protected (the sticky bit, as on /tmp) nobody can put his own socket in place of ours.
-        if mode & 0o002 != 0 && mode & 0o1000 == 0 {
+        // The sticky bit (as on /tmp) does not help: files that we shall make could be there already.
+        if mode & 0o002 != 0 {
             bail!(
                 "run directory {dir} may be changed by every user (mode {mode:04o}): chmod 700 {dir}",
                 dir = dir.display()

@@ -10,6 +10,7 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
@@ -73,12 +74,18 @@ impl Server {
             .create(true)
             .truncate(false)
             .write(true)
+            .mode(LOCK_MODE.as_raw_mode())
             .open(&lock_path)
             .map_err(failed)?;
+        keep_private(&lock);
         match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => {}
             Err(Errno::WOULDBLOCK) => return Err(ServerError::InUse(path.to_owned())),
             Err(errno) => return Err(failed(errno.into())),
+        }
+        // The lock may have been removed under a living daemon.
+        if is_answered(path) {
+            return Err(ServerError::InUse(path.to_owned()));
         }
         let socket = bind_private(path).map_err(failed)?;
         Ok(Self {
@@ -97,10 +104,12 @@ impl Server {
 
     /// Goes on with a socket and the lock that [`Server::descriptors`] gave in an earlier process.
     pub fn adopt(path: &Path, socket: OwnedFd, lock: OwnedFd) -> Self {
+        let lock = File::from(lock);
+        keep_private(&lock);
         Self {
             socket,
             path: path.to_owned(),
-            lock: lock.into(),
+            lock,
             mode_decides: false,
         }
     }
@@ -256,6 +265,31 @@ fn join(thread: JoinHandle<()>) {
     if thread.thread().id() != thread::current().id() && thread.join().is_err() {
         tracing::error!("a control thread panicked");
     }
+}
+
+/// Whoever may open a lock may hold it, and so keep the daemon from starting and who waits for its end waiting.
+const LOCK_MODE: Mode = Mode::RUSR.union(Mode::WUSR);
+
+/// Also one that was made with another mode.
+fn keep_private(lock: &File) {
+    if let Err(error) = rustix::fs::fchmod(lock, LOCK_MODE) {
+        tracing::warn!(%error, "others may hold the run directory's lock");
+    }
+}
+
+/// Whether somebody listens at a socket: also one who has no room for another client.
+fn is_answered(path: &Path) -> bool {
+    let Ok(address) = SocketAddrUnix::new(path) else {
+        return false;
+    };
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None);
+    socket.is_ok_and(|socket| {
+        matches!(
+            rustix::net::connect(&socket, &address),
+            Ok(()) | Err(Errno::AGAIN)
+        )
+    })
 }
 
 /// A bound stream socket that nobody but its owner can connect to, ever: the mode is set before it listens.

@@ -443,6 +443,30 @@ fn the_socket_is_private_and_has_one_server() {
 }
 
 #[test]
+fn a_living_server_without_its_lock_is_not_replaced() {
+    let bench = Bench::new();
+    std::fs::remove_file(bench.socket().with_extension("lock")).unwrap();
+    assert!(matches!(
+        Server::bind(&bench.socket()),
+        Err(ServerError::InUse(_))
+    ));
+    assert!(bench.client().run(&status_of("d")).is_ok());
+}
+
+#[test]
+fn nobody_else_can_hold_the_lock() {
+    let mut bench = Bench::new();
+    let lock = bench.socket().with_extension("lock");
+    let mode = || std::fs::metadata(&lock).unwrap().permissions().mode() & 0o777;
+    assert_eq!(mode(), 0o600);
+    drop(bench.server.take());
+    std::fs::set_permissions(&lock, std::fs::Permissions::from_mode(0o644)).unwrap();
+    let server = Server::bind(&bench.socket()).unwrap();
+    assert_eq!(mode(), 0o600, "also one that was there");
+    drop(server);
+}
+
+#[test]
 fn strangers_bytes_close_the_connection_and_nothing_else() {
     let bench = Bench::new();
     for bytes in [

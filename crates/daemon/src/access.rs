@@ -1,8 +1,11 @@
 //! Who beside the daemon's own user and root may do something: two groups, both empty unless the configuration names them.
 
-use std::os::unix::fs::PermissionsExt;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 
+use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags};
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 /// `[access]`
@@ -84,34 +87,51 @@ fn number_of(group: &str, known: &str) -> Option<u32> {
 }
 
 impl Access {
-    /// Lets the groups reach the sockets. The run directory can be passed through by everybody then, and listed by nobody else:
-    /// what is in it has modes of its own.
+    /// Lets the groups reach the sockets, and nobody else any more. With a group the run directory can be passed through by everybody,
+    /// and listed by nobody else: what is in it has modes of its own.
     ///
     /// # Errors
     /// Owner or mode cannot be changed.
     pub fn grant_sockets(&self, run_dir: &Path) -> Result<(), AccessError> {
-        if *self == Self::default() {
-            return Ok(());
-        }
-        for (socket, group) in [
-            ("control.sock", self.administrators),
-            ("nbd.sock", self.devices),
+        for (name, group, mode) in [
+            ("control.sock", self.administrators, 0o660),
+            // For who waits for the end of a daemon.
+            ("control.lock", self.administrators, 0o640),
+            ("nbd.sock", self.devices, 0o660),
         ] {
-            let path = run_dir.join(socket);
-            if let Some(group) = group
-                && path.exists()
-            {
-                give(&path, group, 0o660)?;
+            let path = run_dir.join(name);
+            if !path.exists() {
+                continue;
+            }
+            match group {
+                Some(group) => give(&path, group, mode)?,
+                None => give(&path, own_group(), 0o600)?,
             }
         }
-        let group = self.administrators.or(self.devices).unwrap_or_default();
-        let passable = std::fs::Permissions::from_mode(0o711);
-        std::fs::set_permissions(run_dir, passable).map_err(|source| AccessError::NotGiven {
+        let group = self.administrators.or(self.devices);
+        let failed = |source| AccessError::NotGiven {
             path: run_dir.to_owned(),
-            group,
+            group: group.unwrap_or(own_group()),
             source,
-        })
+        };
+        let mode = std::fs::metadata(run_dir).map_err(failed)?.mode() & 0o7777;
+        let wanted = match group {
+            Some(_) => PASSABLE,
+            // A daemon before had groups. Another mode is an administrator's.
+            None if mode == PASSABLE => 0o700,
+            None => return Ok(()),
+        };
+        let wanted = std::fs::Permissions::from_mode(wanted);
+        std::fs::set_permissions(run_dir, wanted).map_err(failed)
     }
+}
+
+/// Of a run directory with something for a group in it.
+const PASSABLE: u32 = 0o711;
+
+/// The daemon's own group, which what is given to no other one belongs to.
+pub fn own_group() -> u32 {
+    rustix::process::getegid().as_raw()
 }
 
 /// Gives a path of ours to a group. Never follows a link.
@@ -119,13 +139,22 @@ impl Access {
 /// # Errors
 /// Owner or mode cannot be changed.
 pub fn give(path: &Path, group: u32, mode: u32) -> Result<(), AccessError> {
-    let failed = |source| AccessError::NotGiven {
+    let failed = |errno: Errno| AccessError::NotGiven {
         path: path.to_owned(),
         group,
-        source,
+        source: errno.into(),
     };
-    std::os::unix::fs::lchown(path, None, Some(group)).map_err(failed)?;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).map_err(failed)
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let what = rustix::fs::open(path, flags, Mode::empty()).map_err(failed)?;
+    let stat = rustix::fs::fstat(&what).map_err(failed)?;
+    if FileType::from_raw_mode(stat.st_mode) == FileType::Symlink {
+        return Err(failed(Errno::LOOP));
+    }
+    let owner = Gid::from_raw(group);
+    rustix::fs::chownat(&what, "", None, Some(owner), AtFlags::EMPTY_PATH).map_err(failed)?;
+    // Sockets and nodes need not be opened for that.
+    let itself = format!("/proc/self/fd/{}", what.as_raw_fd());
+    rustix::fs::chmod(itself, Mode::from_raw_mode(mode)).map_err(failed)
 }
 
 #[cfg(test)]
@@ -150,5 +179,19 @@ mod tests {
         };
         let error = section.resolve().expect_err("no group");
         assert!(error.to_string().contains("no-such-group-anywhere"));
+    }
+
+    #[test]
+    fn a_link_is_not_followed() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let [file, link] = ["file", "link"].map(|name| dir.path().join(name));
+        std::fs::write(&file, "").expect("a file");
+        std::os::unix::fs::symlink(&file, &link).expect("a link");
+        let mode = || std::fs::metadata(&file).expect("a file").mode() & 0o777;
+        let before = mode();
+        give(&link, own_group(), 0o604).expect_err("a link");
+        assert_eq!(mode(), before);
+        give(&file, own_group(), 0o604).expect("ours");
+        assert_eq!(mode(), 0o604);
     }
 }

@@ -16,6 +16,27 @@ pub struct Config {
     pub dev_dir: PathBuf,
     /// What the configuration file says.
     pub file: ConfigFile,
+    /// Where that was read, if it is to be copied for a successor.
+    pub source: Option<PathBuf>,
+}
+
+/// The last daemon's configuration, for a successor whose own cannot be read.
+pub fn last_config(run_dir: &Path) -> PathBuf {
+    run_dir.join("config.last")
+}
+
+impl Config {
+    /// Copies the configuration for successors, in a run directory that is claimed; what an earlier life left is not theirs.
+    pub(crate) fn keep_for_successors(&self, is_successor: bool) {
+        let copy = last_config(&self.run_dir);
+        if !is_successor {
+            let _ = std::fs::remove_file(&copy);
+        }
+        // Best effort: it is needed only if the file breaks later.
+        if let Some(source) = &self.source {
+            let _ = std::fs::copy(source, &copy);
+        }
+    }
 }
 
 /// The configuration file (TOML). Every key has a default; an unknown key is an error, so that a slip of

@@ -11,8 +11,8 @@ use std::time::Duration;
 use parking_lot::{Condvar, Mutex, MutexGuard, RwLock};
 use rustix::io::Errno;
 use thinmap_block::BlockDevice;
-use thinmap_control::{DmError, DmService};
-use thinmap_dm::{Environment, GlobalEvents, Registry, SuspendFlags};
+use thinmap_control::DmError;
+use thinmap_dm::{Environment, GlobalEvents, Registry};
 use thinmap_exports::block_node::{BlockNodes, NodeError, NodeKind};
 use thinmap_exports::nbd::NbdServer;
 use thinmap_runtime::ActorHandle;
@@ -37,6 +37,8 @@ pub struct Daemon {
     pub(crate) reaper: ActorHandle,
     pub(crate) notes: Vec<String>,
     pub(crate) stopping: Stopping,
+    /// A stop is removing all devices: there are to be no new ones.
+    pub(crate) emptying: RwLock<bool>,
     pub(crate) continuity: Option<Continuity>,
 }
 
@@ -117,32 +119,29 @@ impl Daemon {
     }
 
     /// Notes a device's state for a successor. A command that changes something is only answered well when this was done.
-    pub(crate) fn save(&self, device: &Device) -> bool {
-        let Some(continuity) = &self.continuity else {
-            return true;
-        };
-        if device.removing() {
-            return true;
-        }
-        match continuity.state.save(device) {
-            Ok(()) => true,
-            Err(error) => {
-                tracing::error!(device = %device.md.name(), %error, "its state cannot be noted: a crash of the daemon would bring back an older one");
-                false
-            }
-        }
+    /// In the log it stands when it could not be.
+    pub(crate) fn save(&self, device: &Device) {
+        let _ = self.note_as(device, NOTED_AFTER);
     }
 
     /// As [`Daemon::save`], as an answer.
     pub(crate) fn note(&self, device: &Device) -> Result<(), DmError> {
-        if self.save(device) {
+        self.note_as(device, NOTED_AFTER)
+    }
+
+    /// As [`Daemon::note`], for a command of which something else is to be said.
+    pub(crate) fn note_as(&self, device: &Device, what: &str) -> Result<(), DmError> {
+        let Some(continuity) = &self.continuity else {
             return Ok(());
-        }
-        let text = format!(
-            "device-mapper: {}: done, but its state cannot be written to the run directory",
-            device.md.name()
-        );
-        Err(DmError::new(Errno::IO, text))
+        };
+        continuity.state.save(device).map_err(|error| {
+            let name = device.md.name();
+            tracing::error!(device = %name, %error, "its state cannot be noted: a crash of the daemon would bring back an older one");
+            let text = format!(
+                "device-mapper: {name}: {what} cannot be written to the run directory: {error}"
+            );
+            DmError::new(Errno::IO, text)
+        })
     }
 
     /// A device is gone.
@@ -226,7 +225,7 @@ impl Daemon {
         }
     }
 
-    fn nbd_connections(&self, device: &Device) -> u32 {
+    pub(crate) fn nbd_connections(&self, device: &Device) -> u32 {
         let connections = self
             .nbd
             .read()
@@ -240,10 +239,11 @@ impl Daemon {
         self.remove_device(device, false)
     }
 
-    fn remove_device(&self, device: &Arc<Device>, force: bool) -> Result<(), DmError> {
-        let control = match self.is_stopping() {
+    pub(crate) fn remove_device(&self, device: &Arc<Device>, force: bool) -> Result<(), DmError> {
+        // Of a command that hangs the end need not be waited for.
+        let is_end = self.is_stopping() || *self.emptying.read();
+        let control = match is_end {
             false => Some(device.control.lock()),
-            // Of a command that hangs the end need not be waited for.
             true => device.control.try_lock_for(CONTROL_PATIENCE),
         };
         let Some(control) = control else {
@@ -295,6 +295,8 @@ impl Daemon {
         if let Err(error) = device.node.remove(force) {
             device.md.cancel_removal();
             device.set_removing(false);
+            // What changed meanwhile was not noted.
+            self.save(device);
             if let (Some((stand_in, _)), Some(_)) = (device.stand_in(), device.silent_backing()) {
                 stand_in.hold();
             }
@@ -334,7 +336,11 @@ impl Daemon {
                     && (d.control.try_lock())
                         .is_some_and(|visible| self.remove_locked(d, visible, false).is_ok())
             };
-            if device.deferred_remove() && !free(&device) {
+            if !device.deferred_remove() {
+                continue;
+            }
+            let connected = self.nbd_connections(&device) > 0;
+            if device.awaits_clients(self.env.clock.now(), connected) || !free(&device) {
                 left = true;
             }
         }
@@ -349,47 +355,6 @@ impl Daemon {
         })
     }
 
-    /// A suspended device holds the requests of those that stand on it. Nobody will resume it any more, so neither a removal nor a flush
-    /// nor a suspend of those would end.
-    pub(crate) fn let_everything_through(&self) {
-        for device in self.devices.all() {
-            if let Some((stand_in, _)) = device.stand_in() {
-                stand_in.fail();
-            }
-            resume_as_it_is(&device);
-        }
-    }
-
-    /// Takes all devices down: flushed and removed top down; what is still open goes by force when asked to.
-    pub(crate) fn remove_everything(&self, force: bool) {
-        if force {
-            self.let_everything_through();
-        }
-        let _ = self.remove_all(false);
-        if !force {
-            return;
-        }
-        loop {
-            // Only what nothing stands on: a suspended pool would keep its volumes from being flushed.
-            let removed = self
-                .devices
-                .all()
-                .iter()
-                .filter(|device| device.md.open_count() == 0)
-                .filter(|device| {
-                    flush_by_suspending(device);
-                    self.remove_device(device, true).is_ok()
-                })
-                .count();
-            if removed == 0 {
-                for device in self.devices.all() {
-                    tracing::error!(device = %device.md.name(), "could not be removed");
-                }
-                return;
-            }
-        }
-    }
-
     /// Size of a device as its users see it.
     pub(crate) fn size(device: &Device) -> Sector {
         match device.stand_in() {
@@ -399,30 +364,9 @@ impl Daemon {
     }
 }
 
-/// Lets requests through a suspended device again, with the table that it has.
-fn resume_as_it_is(device: &Device) {
-    let flags = SuspendFlags {
-        noflush: true,
-        lockfs: false,
-    };
-    if device.md.is_suspended() && device.md.info().live.is_some() {
-        device.md.clear();
-        if let Err(error) = device.md.resume(flags) {
-            tracing::warn!(device = %device.md.name(), %error, "could not be resumed before removal");
-        }
-    }
-}
-
-/// Makes everything durable that was acknowledged: a suspend commits.
-fn flush_by_suspending(device: &Device) {
-    let flags = SuspendFlags {
-        noflush: true,
-        lockfs: false,
-    };
-    if let Err(error) = device.md.suspend(flags) {
-        tracing::warn!(device = %device.md.name(), %error, "could not be suspended before removal");
-    }
-}
-
+/// How long a removal that was deferred for NBD clients waits for them after a daemon's death: a client tries again at once, or every
+/// few seconds.
+pub(crate) const CLIENTS_BACK: Duration = Duration::from_secs(60);
+const NOTED_AFTER: &str = "done, but its state";
 /// How long the daemon's end waits for a command on a device.
 const CONTROL_PATIENCE: Duration = Duration::from_secs(1);

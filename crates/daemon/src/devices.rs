@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use parking_lot::{Mutex, RwLock};
 use thinmap_dm::{DeviceUse, MappedDevice};
@@ -30,7 +31,19 @@ pub struct Device {
     /// What its users reach while it has no table for that reason.
     pub stand_in: Mutex<Option<Arc<StandIn>>>,
     deferred_remove: AtomicBool,
+    /// When its removal was deferred it had NBD clients.
+    nbd_clients: AtomicBool,
+    /// Those of the last daemon, as long as they may come back to it.
+    awaited_clients: Mutex<Option<Awaited>>,
     removing: AtomicBool,
+}
+
+/// NBD clients that a dead daemon has lost: nothing of theirs is left until they come back.
+struct Awaited {
+    /// When they are not waited for any more.
+    until: Duration,
+    /// One has come.
+    seen: bool,
 }
 
 /// What a device had under the last daemon and does not have: its tables' backings do not answer yet, or its tables cannot be loaded.
@@ -89,6 +102,8 @@ impl Device {
             lost: Mutex::default(),
             stand_in: Mutex::default(),
             deferred_remove: AtomicBool::new(false),
+            nbd_clients: AtomicBool::new(false),
+            awaited_clients: Mutex::default(),
             removing: AtomicBool::new(false),
         }
     }
@@ -159,6 +174,36 @@ impl Device {
         self.deferred_remove.store(on, Ordering::Release);
     }
 
+    /// Whether NBD clients had it open when its removal was deferred.
+    pub fn nbd_clients(&self) -> bool {
+        self.nbd_clients.load(Ordering::Acquire)
+    }
+
+    /// Notes whether NBD clients have it open.
+    pub fn set_nbd_clients(&self, on: bool) {
+        self.nbd_clients.store(on, Ordering::Release);
+    }
+
+    /// NBD clients of the last daemon may come back until then.
+    pub fn await_clients(&self, until: Duration) {
+        let seen = false;
+        *self.awaited_clients.lock() = Some(Awaited { until, seen });
+    }
+
+    /// Whether a deferred removal is to wait for the last daemon's NBD clients: until one has come and gone, or the time is over.
+    pub fn awaits_clients(&self, now: Duration, connected: bool) -> bool {
+        let mut awaited = self.awaited_clients.lock();
+        let waits = awaited.as_mut().is_some_and(|awaited| {
+            let has_gone = awaited.seen && !connected;
+            awaited.seen |= connected;
+            !has_gone && (connected || now < awaited.until)
+        });
+        if !waits {
+            *awaited = None;
+        }
+        waits
+    }
+
     /// Removal has begun: no command finds the device any more.
     pub fn removing(&self) -> bool {
         self.removing.load(Ordering::Acquire)
@@ -179,6 +224,23 @@ pub enum Taken {
     Uuid(DevNo),
     /// By this device.
     Number(DevNo),
+}
+
+/// Why a device does not get another name, or a uuid.
+#[derive(Debug, PartialEq, Eq)]
+pub enum NotLabelled {
+    /// Another device has it.
+    Taken(Taken),
+    /// The device has a uuid.
+    HasUuid(DmUuid),
+    /// The device is not there any more.
+    Gone,
+}
+
+impl From<Taken> for NotLabelled {
+    fn from(taken: Taken) -> Self {
+        Self::Taken(taken)
+    }
 }
 
 /// All devices.
@@ -224,6 +286,9 @@ impl Devices {
     /// Takes a device out.
     pub fn remove(&self, device: &Device) {
         let mut maps = self.maps.write();
+        if !maps.has(device) {
+            return;
+        }
         maps.by_name.remove(&device.md.name());
         if let Some(uuid) = device.md.uuid() {
             maps.by_uuid.remove(&uuid);
@@ -231,23 +296,32 @@ impl Devices {
         maps.by_dev.remove(&device.dev_no());
     }
 
-    /// Gives a device another name.
-    pub fn rename(&self, device: &Device, name: &DmName) -> Result<(), Taken> {
+    /// Gives a device another name. One that is not there gets none: nobody would take that out again, and the number behind it
+    /// may be another device's by and by.
+    pub fn rename(&self, device: &Device, name: &DmName) -> Result<(), NotLabelled> {
         let mut maps = self.maps.write();
         maps.check_free(name, None)?;
+        if !maps.has(device) {
+            return Err(NotLabelled::Gone);
+        }
         maps.by_name.remove(&device.md.name());
         maps.by_name.insert(name.clone(), device.dev_no());
         device.md.set_name(name.clone());
         Ok(())
     }
 
-    /// Gives a device its uuid.
-    pub fn set_uuid(&self, device: &Device, uuid: &DmUuid) -> Result<(), Taken> {
+    /// Gives a device its uuid, once. Decided here: the command waits for no other one on the device.
+    pub fn set_uuid(&self, device: &Device, uuid: &DmUuid) -> Result<(), NotLabelled> {
         let mut maps = self.maps.write();
         maps.check_uuid_free(uuid)?;
+        if !maps.has(device) {
+            return Err(NotLabelled::Gone);
+        }
+        if device.md.set_uuid(uuid.clone()).is_err() {
+            let has = device.md.uuid().unwrap_or_else(|| uuid.clone());
+            return Err(NotLabelled::HasUuid(has));
+        }
         maps.by_uuid.insert(uuid.clone(), device.dev_no());
-        // The device has none yet: the caller has looked, and commands on one device come one at a time.
-        let _ = device.md.set_uuid(uuid.clone());
         Ok(())
     }
 
@@ -286,6 +360,12 @@ impl Devices {
 }
 
 impl Maps {
+    /// Whether this very device is in, and no other one of its number.
+    fn has(&self, device: &Device) -> bool {
+        let there = self.by_dev.get(&device.dev_no());
+        there.is_some_and(|there| std::ptr::eq(&raw const **there, device))
+    }
+
     fn check_free(&self, name: &DmName, uuid: Option<&DmUuid>) -> Result<(), Taken> {
         if let Some(dev) = self.by_name.get(name) {
             return Err(Taken::Name(*dev));

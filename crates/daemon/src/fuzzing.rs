@@ -47,6 +47,7 @@ pub fn contained_daemon(dir: &Path, others: Arc<dyn DeviceOpener>) -> std::io::R
         notes,
         continuity: None,
         stopping: Stopping::default(),
+        emptying: RwLock::default(),
     });
     reaper.serve(&daemon);
     Ok(daemon)

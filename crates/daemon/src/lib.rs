@@ -7,6 +7,9 @@ mod access;
 mod config;
 mod daemon;
 mod devices;
+#[cfg(test)]
+mod devices_tests;
+mod ending;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
 pub mod keeper;
@@ -30,7 +33,7 @@ mod watchdog;
 mod without_host;
 
 pub use access::{Access, AccessError, AccessSection};
-pub use config::{Config, ConfigError, ConfigFile, ContinuitySection};
+pub use config::{Config, ConfigError, ConfigFile, ContinuitySection, last_config};
 pub use daemon::Daemon;
 pub use lifecycle::{RunError, run};
 pub use privileges::give_up as give_up_privileges;

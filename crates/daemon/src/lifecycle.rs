@@ -26,7 +26,7 @@ use crate::late::Late;
 use crate::nodes::Nodes;
 use crate::opener::Opener;
 use crate::reaper::Reaper;
-use crate::state_log::StateLog;
+use crate::state_log::{self, Before, StateLog};
 use crate::{nbd, process};
 
 /// Why the daemon could not start.
@@ -104,6 +104,7 @@ fn serve(config: &Config, link: Option<Arc<KeeperLink>>) -> Result<(), RunError>
     let access = can_do_without(is_successor, NO_ACCESS, config.file.access.resolve())?;
     let mut server = claim(config, link.as_deref())?;
     server.admit_whom_the_mode_admits(access.administrators.is_some());
+    config.keep_for_successors(is_successor);
     process::prepare(config);
     if !is_successor {
         block_node::clean_stale(&config.run_dir);
@@ -259,7 +260,12 @@ fn build(
         Some(link) => {
             env.shared.of::<KeptMemory>().set(link.clone());
             thinmap_exports::freeze::set_holder(link.clone());
-            let opened = StateLog::open(&config.run_dir, link.keeper());
+            let before = Before {
+                file: link.take(state_log::HELD_AS),
+                is_successor,
+            };
+            let (keeper, holder) = (link.keeper(), link.clone());
+            let opened = StateLog::open(&config.run_dir, keeper, Some(holder), before);
             let (state, saved) = opened.map_err(taking_over)?;
             (Some(Continuity { link, state }), saved)
         }
@@ -280,6 +286,7 @@ fn build(
         reaper: handle,
         notes,
         stopping: Stopping::default(),
+        emptying: RwLock::default(),
         continuity,
     });
     let kept = daemon.env.shared.of::<KeptMemory>();

@@ -35,6 +35,10 @@ impl NativeService for Daemon {
             );
             return Err(DmError::new(Errno::BUSY, text));
         }
+        // Still served: who comes in between is not cut off, and this is told.
+        if !force {
+            self.empty()?;
+        }
         self.stopping.begin(force);
         Ok(())
     }

@@ -97,6 +97,7 @@ impl Nodes {
         let path = self.path(name);
         let as_node = is_block && !self.links;
         if as_node && is_block_node(&path, dev) {
+            self.give_as_it_is_now(&path);
             return Ok(());
         }
         if is_node_or_link(&path) {
@@ -110,14 +111,26 @@ impl Nodes {
         self.save(&made);
         drop(made);
         if as_node && make_block_node(&path, dev) {
-            if let Some(group) = self.group
-                && let Err(error) = crate::access::give(&path, group, 0o660)
-            {
-                tracing::warn!(%error, "a node is its owner's alone");
+            if let Some(group) = self.group {
+                give(&path, group, GIVEN);
             }
             return Ok(());
         }
         symlink(target, &path)
+    }
+
+    /// A node that is there may have been given to another group, by a daemon with another configuration. What nobody was given stays as
+    /// it is: programs (libvirt) change the owners of the nodes that they use.
+    fn give_as_it_is_now(&self, path: &Path) {
+        let was_given = || {
+            let metadata = std::fs::symlink_metadata(path);
+            metadata.is_ok_and(|m| m.mode() & 0o777 == GIVEN)
+        };
+        match self.group {
+            Some(group) => give(path, group, GIVEN),
+            None if was_given() => give(path, crate::access::own_group(), 0o600),
+            None => {}
+        }
     }
 
     /// Removes a device's node; one that is not there is no error.
@@ -143,6 +156,15 @@ impl Nodes {
         if let Err(error) = saved {
             tracing::warn!(list = %self.list.display(), %error, "cannot note the nodes made");
         }
+    }
+}
+
+/// The mode of a node that belongs to a group.
+const GIVEN: u32 = 0o660;
+
+fn give(path: &Path, group: u32, mode: u32) {
+    if let Err(error) = crate::access::give(path, group, mode) {
+        tracing::warn!(%error, "a node keeps its group and mode");
     }
 }
 

@@ -13,7 +13,7 @@ use rustix::io::Errno;
 use thinmap_dm::{DeviceError, DeviceUse, MappedDevice, SuspendFlags, TableError, WhichTable};
 use thinmap_units::{DevNo, DmName, DmUuid};
 
-use crate::daemon::Daemon;
+use crate::daemon::{CLIENTS_BACK, Daemon};
 use crate::devices::{Device, Lost, Saving};
 use crate::late::Late;
 use crate::opener::{patient_until, while_busy};
@@ -24,8 +24,7 @@ use crate::state::{SavedDevice, SavedTable};
 
 /// How long backings may take to answer before the others are served without them.
 const ANSWER_MAX: Duration = Duration::from_secs(5);
-/// How long backings may be held by what the dead daemon had in flight on them, all together: the keeper waits 60 s for a daemon to
-/// serve.
+/// How long backings may be held by what the dead daemon had in flight on them, all together: the keeper waits 60 s for the next table.
 pub(crate) const BUSY_MAX: Duration = Duration::from_secs(45);
 
 impl Daemon {
@@ -134,6 +133,7 @@ impl Daemon {
             *device.saving.lock() = Saving::OnTheWayBack;
             let made = make_live(device, table, until);
             *device.saving.lock() = Saving::AsIs;
+            self.got_on();
             if let Err(error) = made {
                 self.did_not_come_back(one, table, &error);
             }
@@ -147,7 +147,9 @@ impl Daemon {
                 continue;
             };
             let device = &one.device;
-            if let Err(error) = load_again(device, table, until) {
+            let loaded = load_again(device, table, until);
+            self.got_on();
+            if let Err(error) = loaded {
                 tracing::error!(device = %device.md.name(), %error, "its inactive table cannot come back; the next daemon tries again");
                 device.lost.lock().inactive = Some(table.clone());
             }
@@ -164,6 +166,13 @@ impl Daemon {
             {
                 tracing::error!(device = %one.device.md.name(), %error, "cannot be suspended again");
             }
+        }
+    }
+
+    /// Many slow tables take long together: the keeper need not think that this daemon hangs.
+    fn got_on(&self) {
+        if let Some(continuity) = &self.continuity {
+            continuity.link.progress();
         }
     }
 
@@ -264,6 +273,10 @@ impl Daemon {
         let md = MappedDevice::new(env, registry, saved.dev_no(), name, uuid);
         let device = Arc::new(Device::new(md, node));
         device.set_deferred_remove(saved.deferred_remove);
+        device.set_nbd_clients(saved.nbd_clients);
+        if saved.nbd_clients {
+            device.await_clients(self.env.clock.now() + CLIENTS_BACK);
+        }
         // One more than the last that was noted: who waits for an event looks anew.
         device.md.event().restore(saved.event_nr.wrapping_add(1));
         self.devices

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use parking_lot::MutexGuard;
 use rustix::io::Errno;
 use thinmap_control::{
     CancelToken, DeviceDeps, DeviceInfo, DeviceListEntry, DeviceSelector, DeviceStatus, DmError,
@@ -14,7 +15,7 @@ use thinmap_units::{DmName, DmUuid, Sector};
 use zeroize::Zeroize;
 
 use crate::daemon::Daemon;
-use crate::devices::{Device, Lost, Saving, Taken};
+use crate::devices::{Device, Lost, NotLabelled, Saving, Taken, Visible};
 use crate::late::{has_its_inactive_table, has_its_table};
 use crate::state::SavedTable;
 
@@ -34,8 +35,7 @@ impl DmService for Daemon {
         }
         if deferred {
             for device in self.devices.all() {
-                device.set_deferred_remove(true);
-                self.note(&device)?;
+                self.defer(&device)?;
             }
             self.reaper.wake();
         }
@@ -79,6 +79,14 @@ impl DmService for Daemon {
             },
             text: format!("device-mapper: {name}: no block device can be made: {e}"),
         })?;
+        let emptying = self.emptying.read();
+        if *emptying {
+            let _ = node.remove(true);
+            return Err(DmError::new(
+                Errno::BUSY,
+                "device-mapper: the daemon is stopping",
+            ));
+        }
         let md = MappedDevice::new(
             self.env.clone(),
             self.registry,
@@ -91,6 +99,7 @@ impl DmService for Daemon {
             let _ = device.node.remove(true);
             return Err(taken_error(&taken, name, uuid));
         }
+        drop(emptying);
         self.note(&device)?;
         self.events().issue();
         Ok(self.info(&device))
@@ -112,8 +121,7 @@ impl DmService for Daemon {
                 self.reap();
             }
             Err(error) if deferred && error.errno == Errno::BUSY.raw_os_error() => {
-                device.set_deferred_remove(true);
-                self.note(&device)?;
+                self.defer(&device)?;
                 self.reaper.wake();
                 removal.waits = true;
                 removal.uevent = false;
@@ -136,7 +144,8 @@ impl DmService for Daemon {
         self.devices
             .check_free(new_name, None)
             .map_err(|taken| taken_error(&taken, new_name, None))?;
-        let device = self.find(&DeviceSelector::Name(device.clone()))?;
+        let asked = device;
+        let device = self.find(&DeviceSelector::Name(asked.clone()))?;
         if let Some(path) = self.foreign_node(new_name) {
             let text = format!(
                 "device-mapper: {} belongs to another device",
@@ -144,11 +153,14 @@ impl DmService for Daemon {
             );
             return Err(DmError::new(Errno::BUSY, text));
         }
-        let mut visible = device.control.lock();
+        let mut visible = control(&device)?;
         let old_name = device.md.name();
+        if old_name != *asked {
+            return Err(DmError::no_device());
+        }
         self.devices
             .rename(&device, new_name)
-            .map_err(|taken| taken_error(&taken, new_name, None))?;
+            .map_err(|why| not_labelled(&why, new_name, None))?;
         if visible.node {
             self.add_node(&device);
             self.remove_node(&old_name);
@@ -169,16 +181,9 @@ impl DmService for Daemon {
             .check_uuid_free(uuid)
             .map_err(|taken| taken_error(&taken, device, Some(uuid)))?;
         let device = self.find(&DeviceSelector::Name(device.clone()))?;
-        if let Some(has) = device.md.uuid() {
-            let text = format!(
-                "device-mapper: ioctl: Unable to change uuid of mapped device {} to {uuid} because uuid is already set to {has}",
-                device.md.name()
-            );
-            return Err(DmError::new(Errno::INVAL, text));
-        }
         self.devices
             .set_uuid(&device, uuid)
-            .map_err(|taken| taken_error(&taken, &device.md.name(), Some(uuid)))?;
+            .map_err(|why| not_labelled(&why, &device.md.name(), Some(uuid)))?;
         self.note(&device)?;
         self.events().issue();
         Ok(self.changed(&device))
@@ -190,7 +195,7 @@ impl DmService for Daemon {
         options: SuspendOptions,
     ) -> Result<DeviceInfo, DmError> {
         let device = self.find(selector)?;
-        let control = device.control.lock();
+        let control = control(&device)?;
         has_its_table(&device)?;
         // Who makes way for a successor, or ends, does not wait for requests that nobody may let through any more.
         device
@@ -212,7 +217,7 @@ impl DmService for Daemon {
         options: SuspendOptions,
     ) -> Result<DeviceInfo, DmError> {
         let device = self.find(selector)?;
-        let mut visible = device.control.lock();
+        let mut visible = control(&device)?;
         let name = device.md.name();
         let facts = device.md.info();
         if facts.inactive.is_none() {
@@ -227,7 +232,7 @@ impl DmService for Daemon {
         let uevent = facts.suspended || facts.inactive.is_some();
         // CRASH: noted before it is done. From then on requests go by the new table, and a successor must not take the old one.
         *device.saving.lock() = Saving::AfterResume;
-        let noted = self.note(&device);
+        let noted = self.note_as(&device, "not resumed: its state");
         let resumed = noted.and_then(|()| {
             device
                 .md
@@ -239,7 +244,7 @@ impl DmService for Daemon {
             true => std::mem::take(&mut *device.lost.lock()),
             false => Lost::default(),
         };
-        self.note(&device)?;
+        let noted = self.note(&device);
         resumed?;
         if !changes.is_empty() {
             self.give_up_snapshots(&changes);
@@ -255,6 +260,7 @@ impl DmService for Daemon {
             errno: e.errno(),
             text: format!("device-mapper: {name}: live, but its block device failed: {e}"),
         })?;
+        noted?;
         drop(visible);
         if facts.inactive.is_some() {
             self.events().issue();
@@ -298,7 +304,7 @@ impl DmService for Daemon {
     ) -> Result<DeviceInfo, DmError> {
         let lines = Wiped(lines);
         let device = self.find(selector)?;
-        let control = device.control.lock();
+        let control = control(&device)?;
         device
             .md
             .load(&lines.0, read_only)
@@ -311,7 +317,7 @@ impl DmService for Daemon {
 
     fn table_clear(&self, selector: &DeviceSelector) -> Result<DeviceInfo, DmError> {
         let device = self.find(selector)?;
-        let control = device.control.lock();
+        let control = control(&device)?;
         device.md.clear();
         device.forget_lost_inactive();
         self.note(&device)?;
@@ -389,6 +395,13 @@ impl Daemon {
         device
             .filter(|device| !device.removing())
             .ok_or_else(DmError::no_device)
+    }
+
+    /// Has a device removed when its last user goes.
+    fn defer(&self, device: &Device) -> Result<(), DmError> {
+        device.set_nbd_clients(self.nbd_connections(device) > 0);
+        device.set_deferred_remove(true);
+        self.note(device)
     }
 
     fn info(&self, device: &Device) -> DeviceInfo {
@@ -498,6 +511,15 @@ fn failed(device: &Device, what: &str, error: &DeviceError) -> DmError {
     }
 }
 
+/// The right to change a device. Who has waited for it may find that the command before removed the device.
+fn control(device: &Device) -> Result<MutexGuard<'_, Visible>, DmError> {
+    let control = device.control.lock();
+    match device.removing() {
+        false => Ok(control),
+        true => Err(DmError::no_device()),
+    }
+}
+
 fn slot(inactive: bool) -> WhichTable {
     if inactive {
         WhichTable::Inactive
@@ -510,6 +532,20 @@ fn suspend_flags(options: SuspendOptions) -> SuspendFlags {
     SuspendFlags {
         noflush: options.no_flush,
         lockfs: options.lock_fs,
+    }
+}
+
+fn not_labelled(why: &NotLabelled, name: &DmName, uuid: Option<&DmUuid>) -> DmError {
+    match why {
+        NotLabelled::Taken(taken) => taken_error(taken, name, uuid),
+        NotLabelled::Gone => DmError::no_device(),
+        NotLabelled::HasUuid(has) => {
+            let uuid = uuid.map_or("", DmUuid::as_str);
+            let text = format!(
+                "device-mapper: ioctl: Unable to change uuid of mapped device {name} to {uuid} because uuid is already set to {has}"
+            );
+            DmError::new(Errno::INVAL, text)
+        }
     }
 }
 

@@ -35,6 +35,9 @@ pub struct SavedDevice {
     pub frozen: bool,
     /// Removal waits for the last user.
     pub deferred_remove: bool,
+    /// NBD clients were among them.
+    #[serde(default)]
+    pub nbd_clients: bool,
     /// The table that takes requests.
     pub live: Option<SavedTable>,
     /// The table that waits for a resume.
@@ -187,6 +190,7 @@ impl SavedDevice {
             suspended: is_suspended || was_suspended,
             frozen: device.md.is_frozen() || was_frozen,
             deferred_remove: device.deferred_remove(),
+            nbd_clients: device.nbd_clients(),
             live: SavedTable::of(device, WhichTable::Live).or(lost_live),
             inactive: SavedTable::of(device, WhichTable::Inactive),
             limits,

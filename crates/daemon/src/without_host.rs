@@ -51,6 +51,7 @@ impl Daemon {
             reaper: handle,
             notes,
             stopping: Stopping::default(),
+            emptying: RwLock::default(),
             continuity: None,
         });
         reaper.serve(&daemon);

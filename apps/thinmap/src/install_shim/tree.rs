@@ -18,6 +18,7 @@ const DIRECTORY: OFlags = OFlags::RDONLY
 const DIRECTORY_MODE: u32 = 0o755;
 const PERMISSIONS: u32 = 0o7777;
 const WRITABLE_BY_ALL: u32 = 0o002;
+const WRITABLE_BY_GROUP: u32 = 0o020;
 
 /// The tree below a root directory.
 pub struct Tree {
@@ -119,6 +120,13 @@ impl Tree {
         }
         if stat.st_mode & WRITABLE_BY_ALL != 0 {
             bail!("{}: may be changed by every user", shown.display());
+        }
+        if stat.st_mode & WRITABLE_BY_GROUP != 0 && stat.st_gid != 0 {
+            bail!(
+                "{}: may be changed by group {}: chmod g-w {0}",
+                shown.display(),
+                stat.st_gid
+            );
         }
         Ok(())
     }

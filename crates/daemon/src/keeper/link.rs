@@ -120,6 +120,13 @@ impl KeeperLink {
         self.tell(&ToKeeper::Ready(frozen), None);
     }
 
+    /// The daemon does not serve yet, and has brought something back.
+    pub fn progress(&self) {
+        if self.beginning.hears_progress {
+            self.tell(&ToKeeper::Progress, None);
+        }
+    }
+
     /// No device is missing any more: nobody will take what nobody has taken.
     pub fn all_are_back(&self) {
         let held = std::mem::take(&mut *self.held.lock());

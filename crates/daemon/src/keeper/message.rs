@@ -1,6 +1,7 @@
 //! What keeper and daemon tell each other: one JSON text for each packet of a SOCK_SEQPACKET socket, with at most one descriptor.
 //!
-//! A keeper lives through upgrades of the daemon: messages may be added, none may change.
+//! A keeper lives through upgrades of the daemon: messages may be added, none may change, and one that is new is said only to a keeper
+//! which has told that it understands it.
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -35,6 +36,8 @@ pub enum ToKeeper {
     Freeze(Number),
     /// Thaw it again.
     Thaw(Number),
+    /// The daemon does not serve yet and gets on. Only for a keeper that [hears](Beginning::hears_progress) it.
+    Progress,
 }
 
 /// From the keeper.
@@ -59,6 +62,9 @@ pub struct Beginning {
     pub generation: u32,
     /// The keeper's process.
     pub pid: u32,
+    /// It understands [`ToKeeper::Progress`]; one that does not would hear nothing more.
+    #[serde(default)]
+    pub hears_progress: bool,
 }
 
 /// Sends one message.

@@ -114,6 +114,8 @@ struct Life {
     pid: u32,
     socket: OwnedFd,
     reader: Option<JoinHandle<()>>,
+    /// Until then it must serve or have got on.
+    deadline: Instant,
     ready: bool,
     stopping: bool,
 }
@@ -219,13 +221,12 @@ impl Keeper {
 
     fn one_life(&mut self) -> io::Result<End> {
         let mut life = self.start()?;
-        let deadline = Instant::now() + START_MAX;
         let mut late = false;
         let status = loop {
             let event = if life.ready || late {
                 self.events.recv().ok()
             } else {
-                let left = deadline.saturating_duration_since(Instant::now());
+                let left = life.deadline.saturating_duration_since(Instant::now());
                 match self.events.recv_timeout(left) {
                     Err(RecvTimeoutError::Timeout) => {
                         tracing::error!("the daemon does not come up: it is killed");
@@ -287,6 +288,7 @@ impl Keeper {
             pid,
             socket: ours,
             reader: Some(reader),
+            deadline: Instant::now() + START_MAX,
             ready: false,
             stopping: false,
         };
@@ -297,6 +299,7 @@ impl Keeper {
             keeper: self.name.clone(),
             generation: self.generation,
             pid: std::process::id(),
+            hears_progress: true,
         };
         life.tell(&ToDaemon::Begin(beginning), None);
         Ok(life)
@@ -347,6 +350,7 @@ impl Keeper {
                     signal(life.pid, Signal::TERM);
                 }
             }
+            (ToKeeper::Progress, _) => life.deadline = Instant::now() + START_MAX,
             (ToKeeper::Stopping, _) => life.stopping = true,
             (ToKeeper::Upgrade(path), Some(fd)) => {
                 let file = File::from(fd);
@@ -448,7 +452,8 @@ fn random_name() -> io::Result<String> {
     Ok(id.trim().to_owned())
 }
 
-/// How long a daemon may take until it serves: it opens pools and brings their metadata up to date.
+/// How long a daemon may take until it serves, or until the next of its tables is back: it opens pools and brings their metadata up to
+/// date.
 const START_MAX: Duration = Duration::from_secs(60);
 /// Daemons in a row that may die before they serve.
 const STARTS_MAX: u32 = 5;
@@ -460,3 +465,7 @@ const FIRST_FUSE: &str = "fuse-0";
 const EBUSY: i32 = 16;
 const EINVAL: i32 = 22;
 const EOPNOTSUPP: i32 = 95;
+
+#[cfg(test)]
+#[path = "process_tests.rs"]
+mod tests;
