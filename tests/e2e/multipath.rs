@@ -104,7 +104,7 @@ fn requests_wait_for_a_path_or_fail_as_they_were_told() {
          cmp -n 1M -i 3145728:0 disk data
          : and a removal fails it
          dmsetup message m 0 \"fail_path $PWD/disk\"
-         put 64 & writer=$!
+         dd if=data of=$M/m bs=64k seek=64 oflag=direct status=none & writer=$!
          until grep -q '^State:.D' /proc/$writer/status; do sleep 0.01; done
          thinmap stop --force
          ! wait $writer",
