@@ -48,7 +48,7 @@ fn a_pool_over_two_volumes_is_renamed_exported_and_imported() {
         l lvcreate -qq -y -n t1 -V 650M --thinpool pool $VG
         # Beyond the first physical volume.
         head -c 600M /dev/urandom >x; dd if=x of=$V/t1 bs=1M oflag=direct status=none
-        l lvs -a --noheadings --separator ' ' -o devices $VG/pool_tdata | sed "s|$A|A|; s|$B|B|" | tr -d ' (0-9)' | sort
+        l lvs -a --noheadings --separator ' ' -o devices $VG/pool_tdata | sed "s|$A(|A(|; s|$B(|B(|" | tr -d ' (0-9)' | sort
         l dmsetup table thinmap--vg-pool_tdata | wc -l
         l lvrename -qq $VG t1 t2
         l lvrename -qq $VG pool tank

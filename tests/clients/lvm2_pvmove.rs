@@ -31,7 +31,7 @@ fn a_mounted_volume_moves_to_another_physical_volume() {
         l pvmove -qq -i 1 -n two $B $A
         [ "$(sha256sum <$V/two)" = "$two" ]
         l lvs --noheadings -o lv_name,devices $VG | sed 's/(.*//; s/  */ /g' | sort |
-            sed "s|$B|B|; s|/dev/mapper/pvA|A|; s|/dev/loop[0-9]*|A|"
+            sed "s|$B\$|B|; s|/dev/mapper/pvA|A|; s|/dev/loop[0-9]*|A|"
         l dmsetup ls | cut -f1 | sort
         l vgremove -qq -ff -y $VG; rm -rf $V; l dmsetup remove pvA
         losetup -d $B
