@@ -96,11 +96,8 @@ impl Nodes {
     ) -> std::io::Result<()> {
         let path = self.path(name);
         let as_node = is_block && !self.links;
-        if as_node && is_block_node(&path, dev) {
-            self.give_as_it_is_now(&path);
-            return Ok(());
-        }
-        if is_node_or_link(&path) {
+        let is_there = as_node && is_block_node(&path, dev);
+        if !is_there && is_node_or_link(&path) {
             std::fs::remove_file(&path)?;
         }
         // The list first: a crash in between leaves an entry without a node, never a node without an entry.
@@ -110,6 +107,11 @@ impl Nodes {
         }
         self.save(&made);
         drop(made);
+        // A program's own (libdevmapper's) goes with the device, too, whoever has its number by then.
+        if is_there {
+            self.give_as_it_is_now(&path);
+            return Ok(());
+        }
         if as_node && make_block_node(&path, dev) {
             if let Some(group) = self.group {
                 give(&path, group, GIVEN);
@@ -259,6 +261,33 @@ mod tests {
             .expect("link");
         assert!(!nodes.is_taken(&name("ours")));
         std::fs::remove_dir_all(&dir).expect("removed");
+    }
+
+    /// When it goes its number may be another device's, which is live.
+    #[test]
+    fn a_node_that_a_program_made_for_the_device_is_the_devices() {
+        let dir = tempfile::tempdir().expect("directory");
+        let nodes = Nodes::open(&dir.path().join("mapper"), dir.path(), false).expect("nodes");
+        let name = DmName::new("made").expect("a name");
+        let numbers = std::fs::read_dir("/sys/dev/block").expect("block devices");
+        let numbers = numbers.flatten().filter_map(|entry| {
+            let number = entry.file_name();
+            number.to_str()?.parse::<DevNo>().ok()
+        });
+        let live = numbers.into_iter().find(|dev| dev.major != LOOP_MAJOR);
+        let dev = live.expect("a disk");
+        if !make_block_node(&nodes.path(&name), dev) {
+            println!(
+                "SKIP a_node_that_a_program_made_for_the_device_is_the_devices: cannot make nodes"
+            );
+            return;
+        }
+        assert!(nodes.is_taken(&name), "as long as it is nobody's");
+        let target = Path::new("/dev/null");
+        nodes.add(&name, dev, target, true).expect("there");
+        assert!(!nodes.is_taken(&name));
+        nodes.remove(&name);
+        assert!(!nodes.path(&name).exists());
     }
 
     #[test]
