@@ -5,10 +5,8 @@ use std::path::Path;
 
 use rustix::fs::FlockOperation;
 
+use thinmap_tests::arm::CLIENTS_TURN;
 use thinmap_tests::world::{World, can_make_block_devices};
-
-/// Held by the test whose turn it is: also against another run of the tests on the same machine.
-const TURN: &str = "/run/thinmap-clients.turn";
 
 /// The world of a user who sets nothing, to one test at a time. `None`, with a SKIP line, where it cannot be had or one of
 /// `programs` (absolute paths) is missing.
@@ -20,7 +18,8 @@ pub fn turn(test: &str, programs: &[&str]) -> Option<(World, File)> {
         println!("SKIP {test}: needs {missing}");
         return None;
     }
-    let turn = File::create(TURN).expect("lock file");
+    // Also against another run of the tests on the same machine.
+    let turn = File::create(CLIENTS_TURN).expect("lock file");
     rustix::fs::flock(&turn, FlockOperation::LockExclusive).expect("a turn");
     Some((World::with_default_directories(), turn))
 }

@@ -14,6 +14,8 @@ use anyhow::{Context, Result, bail};
 
 use crate::uml::Uml;
 
+/// Held by the one of the clients' tests whose turn it is.
+pub const CLIENTS_TURN: &str = "/run/thinmap-clients.turn";
 /// Seconds that one case may take before it is ended; only a hang ever takes so long.
 const CASE_SECONDS: u32 = 150;
 
@@ -95,7 +97,10 @@ pub fn thinmap_arm(cases: &[Case], dmsetup: Dmsetup) -> Result<Vec<String>> {
     }
     let devices = at("mapper").display().to_string();
     let work = at("work").display().to_string();
-    let settings = format!("export DEVDIR={devices} 'VIA={} run --'", binary.display());
+    let settings = format!(
+        "export DEVDIR={devices} 'VIA={} run --' TURN={CLIENTS_TURN}",
+        binary.display()
+    );
     fs::write(
         at("driver"),
         driver(cases, &at("out"), &work, &settings, false)?,
@@ -151,9 +156,14 @@ fn driver(cases: &[Case], out: &Path, work: &str, settings: &str, log: bool) -> 
         let file = bodies.join(name);
         fs::write(&file, format!(". {}\n{body}\ntidy_up\n", prelude.display()))?;
         let (file, out) = (file.display(), out.join(name));
+        // Who looks at all block devices meanwhile, as lvm2 does in the clients' tests, reads these too.
+        let turn = match name.starts_with("cache") || name.starts_with("writecache") {
+            true => "${TURN:+flock -o $TURN} ",
+            false => "",
+        };
         script += &format!(
             "export WORK={work}/w.{name}\nmkdir $WORK\n\
-             timeout -k 5 {CASE_SECONDS} sh {file} >{out} 2>&1\n\
+             {turn}timeout -k 5 {CASE_SECONDS} sh {file} >{out} 2>&1\n\
              [ $? = 0 ] || {{ echo '= the case did not end' >>{out}; detach; }}\nrm -rf $WORK\n",
             out = out.display(),
         );
