@@ -158,17 +158,25 @@ fn wrong_command_lines_name_what_is_wrong() {
     }
 }
 
-#[test]
-fn a_running_pool_is_read_by_its_name() {
-    if !can_make_block_devices("a_running_pool_is_read_by_its_name") {
-        return;
+/// A world with a pool and its volume `one`, of which 20 blocks of 64 KiB are written.
+pub fn with_a_volume(test: &str) -> Option<World> {
+    if !can_make_block_devices(test) {
+        return None;
     }
     let world = World::new();
     world.make_pool("64M", "");
     world.make_thin(1, "one", 16_384);
+    world.sh("dd if=/dev/urandom of=$M/one bs=64K count=20 oflag=direct conv=fsync status=none");
+    Some(world)
+}
+
+#[test]
+fn a_running_pool_is_read_by_its_name() {
+    let Some(world) = with_a_volume("a_running_pool_is_read_by_its_name") else {
+        return;
+    };
     world.sh(
-        "dd if=/dev/urandom of=$M/one bs=64K count=20 oflag=direct conv=fsync status=none
-         dmsetup suspend one; dmsetup message pool 0 'create_snap 2 1'; dmsetup resume one
+        "dmsetup suspend one; dmsetup message pool 0 'create_snap 2 1'; dmsetup resume one
          dd if=/dev/urandom of=$M/one bs=64K count=3 oflag=direct conv=fsync status=none",
     );
     let list = "thinmap ls --no-headers -o DEV,MAPPED_BLOCKS,EXCLUSIVE_BLOCKS pool";
@@ -226,15 +234,11 @@ fn a_running_pool_is_read_by_its_name() {
 #[test]
 fn a_snapshot_tells_its_own_transaction_and_a_running_pools_text_can_be_restored() {
     let name = "a_snapshot_tells_its_own_transaction_and_a_running_pools_text_can_be_restored";
-    if !can_make_block_devices(name) {
+    let Some(world) = with_a_volume(name) else {
         return;
-    }
-    let world = World::new();
-    world.make_pool("64M", "");
-    world.make_thin(1, "one", 16_384);
+    };
     world.sh(
-        "dd if=/dev/urandom of=$M/one bs=64K count=20 oflag=direct conv=fsync status=none
-         dmsetup message pool 0 'set_transaction_id 0 7'; dmsetup message pool 0 reserve_metadata_snap
+        "dmsetup message pool 0 'set_transaction_id 0 7'; dmsetup message pool 0 reserve_metadata_snap
          dmsetup message pool 0 'set_transaction_id 7 8'",
     );
     for check in ["thinmap check -m", "thinmap check --super-block-only -m"] {

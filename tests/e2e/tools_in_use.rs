@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use crate::thin_tools::with_a_volume;
 use crate::world::{World, can_make_block_devices};
 
 /// A pool on mapped devices, as lvm2 makes them, with a volume; its metadata as text and as a copy.
@@ -86,18 +87,12 @@ fn tables_that_only_the_daemon_knows_are_users_too() {
 
 #[test]
 fn a_loop_device_and_its_file_are_one() {
-    if !can_make_block_devices("a_loop_device_and_its_file_are_one") {
+    let Some(world) = with_a_volume("a_loop_device_and_its_file_are_one") else {
         return;
-    }
-    let world = World::new();
-    world.make_pool("64M", "");
-    world.make_thin(1, "one", 16_384);
-    world.sh(
-        "dd if=/dev/urandom of=$M/one bs=64K count=20 oflag=direct conv=fsync status=none
-         thinmap dump pool > pool.xml; truncate -s 16M copy.img
+    };
+    world.sh("thinmap dump pool > pool.xml; truncate -s 16M copy.img
          thinmap restore -q -i pool.xml --nr-data-blocks 1024 -o copy.img
-         losetup -f --show meta.img > meta.loop; losetup -f --show data.img > data.loop",
-    );
+         losetup -f --show meta.img > meta.loop; losetup -f --show data.img > data.loop");
     // The pool has locked the files.
     let commands = [
         "thinmap repair -i copy.img -o $(cat meta.loop)",

@@ -62,8 +62,9 @@ fn ask(device: &ServedDevice, socket: &Path) -> Result<Answer, CallError> {
     let NativeResponse::Devices { devices } = client.native(&NativeRequest::Devices)? else {
         return Ok(Answer::Unknown);
     };
+    let number_of = |known: &DeviceExports| DevNo::new(known.major, known.minor);
     let is_it = |known: &&DeviceExports| match device.number {
-        Some(number) => number == (known.major, known.minor),
+        Some(number) => number == number_of(known),
         None => device.file.is_some() && device.file == known.file,
     };
     let Some(known) = devices.iter().find(is_it) else {
@@ -71,7 +72,7 @@ fn ask(device: &ServedDevice, socket: &Path) -> Result<Answer, CallError> {
     };
     let request = Request::Status {
         inactive: false,
-        device: DeviceSelector::Dev(DevNo::new(known.major, known.minor)),
+        device: DeviceSelector::Dev(number_of(known)),
     };
     let mut looks = 1;
     loop {

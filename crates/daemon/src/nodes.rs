@@ -270,11 +270,11 @@ mod tests {
         let nodes = Nodes::open(&dir.path().join("mapper"), dir.path(), false).expect("nodes");
         let name = DmName::new("made").expect("a name");
         let numbers = std::fs::read_dir("/sys/dev/block").expect("block devices");
-        let numbers = numbers.flatten().filter_map(|entry| {
+        let mut numbers = numbers.flatten().filter_map(|entry| {
             let number = entry.file_name();
             number.to_str()?.parse::<DevNo>().ok()
         });
-        let live = numbers.into_iter().find(|dev| dev.major != LOOP_MAJOR);
+        let live = numbers.find(|dev| dev.major != LOOP_MAJOR);
         let dev = live.expect("a disk");
         if !make_block_node(&nodes.path(&name), dev) {
             println!(

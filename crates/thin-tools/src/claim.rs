@@ -13,6 +13,7 @@ use std::path::Path;
 
 use rustix::fs::{FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
+use thinmap_units::DevNo;
 
 use crate::image::{Access, ImageError};
 use crate::loops::{file_under, loop_device_on};
@@ -88,7 +89,7 @@ impl Claimed {
             }
         } else if claimed.is_block
             // A file that cannot be opened is nobody's through this name.
-            && let Some(under) = file_under(stat.rdev())
+            && let Some(under) = file_under(DevNo::from_dev_t(stat.rdev()))
             && let Ok(file) = File::open(under)
         {
             lock(path, &file, access)?;
@@ -159,12 +160,7 @@ impl Drop for Claimed {
 mod tests {
     use super::*;
     use crate::Image;
-
-    fn file_of(blocks: u64) -> tempfile::NamedTempFile {
-        let file = tempfile::NamedTempFile::new().expect("file");
-        file.as_file().set_len(blocks * 4096).expect("size");
-        file
-    }
+    use crate::image::tests::file_of;
 
     #[test]
     fn a_file_in_use_is_refused_but_for_a_metadata_snapshot() {

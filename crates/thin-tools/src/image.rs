@@ -257,10 +257,10 @@ impl MetadataDevice for Image {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
-    fn file_of(blocks: u64) -> tempfile::NamedTempFile {
+    pub(crate) fn file_of(blocks: u64) -> tempfile::NamedTempFile {
         let file = tempfile::NamedTempFile::new().expect("file");
         file.as_file().set_len(blocks * 4096).expect("size");
         file

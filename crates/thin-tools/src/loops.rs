@@ -4,6 +4,8 @@ use std::fs::Metadata;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
+use thinmap_units::DevNo;
+
 use crate::mounts::Mounts;
 
 /// Loop devices on loop devices that are followed.
@@ -11,10 +13,14 @@ pub(crate) const DEPTH_MAX: usize = 8;
 /// What the kernel adds where it has forgotten the name.
 const DELETED: &str = " (deleted)";
 
-/// The file that block device `number` stands on, by the kernel's name for it; `None` when it is no loop device in use.
-pub(crate) fn backing_path(number: u64) -> Option<PathBuf> {
-    let (major, minor) = (rustix::fs::major(number), rustix::fs::minor(number));
-    path_in(Path::new(&format!("/sys/dev/block/{major}:{minor}")))
+/// The file that a block device stands on, by the kernel's name for it; `None` when it is no loop device in use.
+pub(crate) fn backing_path(device: DevNo) -> Option<PathBuf> {
+    path_in(&sysfs(device))
+}
+
+/// What the kernel says of a block device.
+pub(crate) fn sysfs(device: DevNo) -> PathBuf {
+    Path::new("/sys/dev/block").join(device.to_string())
 }
 
 fn path_in(sysfs: &Path) -> Option<PathBuf> {
@@ -43,18 +49,17 @@ pub(crate) fn loop_device_on(stat: &Metadata) -> Option<String> {
     None
 }
 
-/// The file at the end of the loop devices that begin with block device `number`; `None` when there is none, or
-/// only a server could tell.
-pub(crate) fn file_under(number: u64) -> Option<PathBuf> {
+/// The file at the end of the loop devices that begin with this block device; `None` when there is none, or only a
+/// server could tell.
+pub(crate) fn file_under(mut device: DevNo) -> Option<PathBuf> {
     let mounts = Mounts::read();
-    let mut number = number;
     for _ in 0..DEPTH_MAX {
-        let path = backing_path(number)?;
+        let path = backing_path(device)?;
         let stat = mounts.stat(&path, &[])?;
         if !stat.file_type().is_block_device() {
             return Some(path);
         }
-        number = stat.rdev();
+        device = DevNo::from_dev_t(stat.rdev());
     }
     None
 }

@@ -4,6 +4,8 @@ use std::fs::Metadata;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
+use thinmap_units::DevNo;
+
 use crate::loops::{DEPTH_MAX, backing_path};
 use crate::mounts::Mounts;
 
@@ -40,7 +42,7 @@ fn storage_of(stat: Metadata, answered: &[u64]) -> Option<Storage> {
         if !kind.is_block_device() {
             return None;
         }
-        let Some(path) = backing_path(stat.rdev()) else {
+        let Some(path) = backing_path(DevNo::from_dev_t(stat.rdev())) else {
             return Some(Storage::Block(stat.rdev()));
         };
         if mounts.is_served(&path, answered) {

@@ -6,14 +6,16 @@
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-use crate::loops::{DEPTH_MAX, backing_path};
+use thinmap_units::DevNo;
+
+use crate::loops::{DEPTH_MAX, backing_path, sysfs};
 use crate::mounts::Mounts;
 
 /// A device that a daemon of thinmap's serves, or may.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct ServedDevice {
-    /// The block device's number, major and minor; `None` for a FUSE file.
-    pub number: Option<(u32, u32)>,
+    /// The block device's number; `None` for a FUSE file.
+    pub number: Option<DevNo>,
     /// The FUSE file, `<run directory>/fuse/<name>`; `None` when it cannot be told which: the mount is another
     /// mount namespace's, or the block device is no loop device.
     pub file: Option<PathBuf>,
@@ -22,27 +24,23 @@ pub struct ServedDevice {
 impl ServedDevice {
     /// What `path` leads to, also through loop devices; `None` when it is certainly nothing of thinmap's.
     pub fn at(path: &Path) -> Option<Self> {
-        let stat = std::fs::metadata(path).ok()?;
+        let mut stat = std::fs::metadata(path).ok()?;
         let mounts = Mounts::read();
         if stat.is_file() {
             let file = path.canonicalize().ok()?;
-            let (number, file) = (None, Some(file));
-            return file
-                .as_deref()
-                .is_some_and(|file| mounts.is_thinmap(file))
-                .then_some(Self { number, file });
+            return mounts.is_thinmap(&file).then_some(Self {
+                number: None,
+                file: Some(file),
+            });
         }
-        let mut stat = stat;
         for _ in 0..DEPTH_MAX {
             if !stat.file_type().is_block_device() {
                 return None;
             }
-            let number = Some((
-                rustix::fs::major(stat.rdev()),
-                rustix::fs::minor(stat.rdev()),
-            ));
-            let Some(file) = backing_path(stat.rdev()) else {
-                return is_ublk(stat.rdev()).then_some(Self { number, file: None });
+            let device = DevNo::from_dev_t(stat.rdev());
+            let number = Some(device);
+            let Some(file) = backing_path(device) else {
+                return is_ublk(device).then_some(Self { number, file: None });
             };
             if mounts.is_thinmap(&file) {
                 let file = Some(file);
@@ -61,9 +59,8 @@ impl ServedDevice {
     }
 }
 
-fn is_ublk(number: u64) -> bool {
-    let (major, minor) = (rustix::fs::major(number), rustix::fs::minor(number));
-    let uevent = std::fs::read_to_string(format!("/sys/dev/block/{major}:{minor}/uevent"));
+fn is_ublk(device: DevNo) -> bool {
+    let uevent = std::fs::read_to_string(sysfs(device).join("uevent"));
     uevent.is_ok_and(|text| text.lines().any(|line| line.starts_with("DEVNAME=ublkb")))
 }
 

@@ -7,9 +7,9 @@
 mod pools;
 
 use std::fs::File;
-use std::io::{Read, pipe};
+use std::io::{PipeReader, Read, pipe};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 
 use thinmap_thin_tools::command::{Invocation, NoHost, find};
 
@@ -42,6 +42,19 @@ fn run_to(words: &[&str], out: Stdio, err: Stdio) -> Option<i32> {
         .spawn()
         .unwrap();
     child.wait().unwrap().code()
+}
+
+/// Starts a tool and reads the beginning of its output.
+fn begun(command: &mut Command) -> (Child, PipeReader) {
+    let (mut reader, writer) = pipe().unwrap();
+    let child = command
+        .stdin(Stdio::from(writer))
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    reader.read_exact(&mut [0; 100]).unwrap();
+    (child, reader)
 }
 
 fn run(words: &[&str]) -> Ran {
@@ -221,14 +234,7 @@ fn a_version_is_printed_behind_other_letters_and_for_a_beginning_of_the_word() {
 fn a_long_output_to_a_reader_that_goes_away_ends_quietly() {
     let files = Files::new();
     let pool = files.word("pool");
-    let (mut reader, writer) = pipe().unwrap();
-    let child = command(&["thin_dump", &pool])
-        .stdin(Stdio::from(writer))
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    reader.read_exact(&mut [0; 100]).unwrap();
+    let (child, reader) = begun(&mut command(&["thin_dump", &pool]));
     drop(reader);
     let ended = child.wait_with_output();
     let ended = ended.unwrap();
@@ -366,15 +372,8 @@ fn a_repaired_copy_has_no_name_that_could_stay() {
     let files = Files::new();
     let pool = files.word("pool");
     let copies = tempfile::tempdir().unwrap();
-    let (mut reader, writer) = pipe().unwrap();
-    let child = command(&["thin_dump", "-r", &pool])
-        .env("TMPDIR", copies.path())
-        .stdin(Stdio::from(writer))
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    reader.read_exact(&mut [0; 100]).unwrap();
+    let mut dump = command(&["thin_dump", "-r", &pool]);
+    let (child, reader) = begun(dump.env("TMPDIR", copies.path()));
     assert_eq!(std::fs::read_dir(copies.path()).unwrap().count(), 0);
     drop(reader);
     assert!(child.wait_with_output().unwrap().status.success());

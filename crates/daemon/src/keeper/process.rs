@@ -54,25 +54,7 @@ pub fn run(config: KeeperConfig) -> io::Result<i32> {
                 let _ = for_signals.send(Event::Signal);
             }
         })?;
-    let binary = Binary::open(&config.binary)?;
-    let keeper = Keeper {
-        name: random_name()?,
-        config,
-        binary,
-        previous: None,
-        upgrade: None,
-        held: BTreeMap::new(),
-        fuse: Arc::default(),
-        freezes: Freezes::default(),
-        generation: 0,
-        deaths: Vec::new(),
-        never_ready: 0,
-        ending: false,
-        aborted: Arc::default(),
-        sender,
-        events,
-    };
-    keeper.run()
+    Keeper::new(config, (sender, events))?.run()
 }
 
 enum Event {
@@ -128,6 +110,27 @@ struct End {
 }
 
 impl Keeper {
+    fn new(config: KeeperConfig, events: (Sender<Event>, Receiver<Event>)) -> io::Result<Self> {
+        let (sender, events) = events;
+        Ok(Self {
+            binary: Binary::open(&config.binary)?,
+            name: random_name()?,
+            config,
+            previous: None,
+            upgrade: None,
+            held: BTreeMap::new(),
+            fuse: Arc::default(),
+            freezes: Freezes::default(),
+            generation: 0,
+            deaths: Vec::new(),
+            never_ready: 0,
+            ending: false,
+            aborted: Arc::default(),
+            sender,
+            events,
+        })
+    }
+
     fn run(mut self) -> io::Result<i32> {
         loop {
             let end = match self.one_life() {

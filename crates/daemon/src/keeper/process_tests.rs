@@ -9,29 +9,14 @@ fn a_daemon_that_gets_on_has_time_again() {
         let pair = rustix::net::socketpair(kind.0, kind.1, SocketFlags::CLOEXEC, None);
         pair.expect("sockets").0
     };
-    let (sender, events) = channel();
-    let mut keeper = Keeper {
-        name: String::new(),
-        config: KeeperConfig {
-            run_dir: PathBuf::new(),
-            binary: PathBuf::new(),
-            arguments: Vec::new(),
-            limits: ContinuitySection::default(),
-        },
-        binary: Binary::open("/dev/null".as_ref()).expect("a file"),
-        previous: None,
-        upgrade: None,
-        held: BTreeMap::new(),
-        fuse: Arc::default(),
-        freezes: Freezes::default(),
-        generation: 1,
-        deaths: Vec::new(),
-        never_ready: 0,
-        ending: false,
-        aborted: Arc::default(),
-        sender,
-        events,
+    let config = KeeperConfig {
+        run_dir: PathBuf::new(),
+        binary: PathBuf::from("/dev/null"),
+        arguments: Vec::new(),
+        limits: ContinuitySection::default(),
     };
+    let mut keeper = Keeper::new(config, channel()).expect("a keeper");
+    keeper.generation = 1;
     let begun = Instant::now();
     let mut life = Life {
         pid: 0,

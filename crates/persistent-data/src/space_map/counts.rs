@@ -186,14 +186,17 @@ impl Counts {
 
     /// Blocks that giving all changes a home will take; rather too many than too few.
     pub(crate) fn commit_estimate(&self) -> u64 {
-        let bitmaps = self.chunks.values().filter(|c| c.dirty).count() as u64;
-        // A bitmap and its way in the index; a count's way in its tree, with a split.
-        2 * bitmaps + 3 * self.large.len() as u64 + 3
+        self.estimate(self.chunks.values().filter(|c| c.dirty).count())
     }
 
     /// No less than that, and counted in no time.
     pub(crate) fn commit_estimate_max(&self) -> u64 {
-        2 * self.chunks.len() as u64 + 3 * self.large.len() as u64 + 3
+        self.estimate(self.chunks.len())
+    }
+
+    fn estimate(&self, bitmaps: usize) -> u64 {
+        // A bitmap and its way in the index; a count's way in its tree, with a split.
+        2 * bitmaps as u64 + 3 * self.large.len() as u64 + 3
     }
 
     /// Forgets the transaction's bitmaps once they are written back: what is free now may be
